@@ -1,0 +1,1 @@
+"""The bridge itself: plain asyncio, nothing of Home Assistant."""

@@ -1,0 +1,96 @@
+"""What a bridge is told: two brokers and the routes between them. Validated here, with errors a person can act on."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from .routes import Route
+
+DEFAULT_TCP_PORT: Final = 1883
+DEFAULT_QUIC_PORT: Final = 14567
+"""EMQX's default for MQTT over QUIC."""
+
+
+class TransportKind(StrEnum):
+    """How bytes reach a broker."""
+
+    TCP = "tcp"
+    QUIC = "quic"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """TLS as a client. All certificates and keys are PEM text, never paths."""
+
+    ca: str | None = field(default=None, repr=False)
+    """Certificates to trust instead of the system's."""
+    server_name: str | None = None
+    """Name for SNI and for the certificate check; None: the host that is dialled."""
+    verify: bool = True
+    certificate: str | None = field(default=None, repr=False)
+    private_key: str | None = field(default=None, repr=False)
+    private_key_password: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuicConfig:
+    """Timers and limits of a QUIC connection. Times in seconds.
+
+    EMQX neither times out nor pings, so our PING is the only liveness on both ends.
+    """
+
+    handshake_timeout: float = 10.0
+    ping_interval: float = 15.0
+    ping_timeout: float = 5.0
+    idle_timeout: float = 30.0
+    initial_rtt: float = 0.1
+    congestion_control: str = "reno"
+    max_datagram_size: int = 1200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerConfig:
+    """One broker and how to log in there."""
+
+    host: str
+    port: int
+    client_id: str
+    transport: TransportKind = TransportKind.TCP
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: TlsConfig | None = None
+    """None: plain TCP. QUIC always uses TLS; None means the defaults there."""
+    quic: QuicConfig = QuicConfig()
+    keepalive: int = 30
+    """Seconds between PINGREQs, whatever the traffic. A broker's Server Keep Alive goes first."""
+    ping_timeout: float = 10.0
+    """Seconds without any byte after a PINGREQ before the broker counts as gone."""
+    connack_timeout: float = 10.0
+    """EMQX can take 3 s to answer after a take-over, so not less than about 5."""
+    connect_timeout: float = 10.0
+    """Seconds for name resolution and the TCP and TLS handshakes (QUIC has its own)."""
+    session_expiry: int = 7 * 24 * 3600
+    """Seconds the broker keeps our session (and queues for us) while we are away (MQTT 5)."""
+    window: int = 1000
+    """Most QoS 1 and 2 messages under way to this broker, and its Receive Maximum towards us."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackoffConfig:
+    """Waiting times between attempts, in seconds (decorrelated jitter between base and cap, as mosquitto's bridge)."""
+
+    base: float = 0.5
+    cap: float = 30.0
+    stable: float = 20.0
+    """Connected this long, the next loss starts from `base` again."""
+    refused_base: float = 30.0
+    refused_cap: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeConfig:
+    """Everything about the bridge but the local broker, which is looked up afresh for each connection."""
+
+    remote: BrokerConfig
+    routes: tuple[Route, ...]
+    backoff: BackoffConfig = BackoffConfig()

@@ -1,0 +1,138 @@
+"""The state of the bridge as immutable snapshots. Everybody outside `bridge/` looks at these and at nothing else."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from .errors import ErrorCode
+
+
+class Side(StrEnum):
+    """Which broker."""
+
+    LOCAL = "local"
+    REMOTE = "remote"
+
+
+class LinkState(StrEnum):
+    """State of the connection to one broker."""
+
+    STOPPED = "stopped"
+    CONNECTING = "connecting"
+    """Dialling, handshaking or waiting for CONNACK."""
+    CONNECTED = "connected"
+    """The broker accepted our CONNECT. Never earlier."""
+    WAITING = "waiting"
+    """Between two attempts."""
+    REFUSED = "refused"
+    """As waiting, but something a person must mend: credentials, certificate, settings. Retried slowly."""
+
+
+class BridgeState(StrEnum):
+    """The bridge as a whole."""
+
+    STOPPED = "stopped"
+    CONNECTING = "connecting"
+    """Not both brokers are connected, and nothing has failed yet."""
+    RUNNING = "running"
+    """Both brokers are connected."""
+    LOCAL_DOWN = "local_down"
+    REMOTE_DOWN = "remote_down"
+    DOWN = "down"
+    """Neither broker is connected."""
+    REFUSED = "refused"
+    """A broker refuses us; a person must act."""
+
+
+class DropReason(StrEnum):
+    """Why a message was not forwarded."""
+
+    DISCONNECTED = "disconnected"
+    """QoS 0 while the other broker was away."""
+    CONGESTED = "congested"
+    """QoS 0 while the other broker could not keep up."""
+    TOO_LARGE = "too_large"
+    """Larger than the broker's Maximum Packet Size."""
+    REJECTED = "rejected"
+    """The broker acknowledged with an error (not authorised, topic invalid, ...)."""
+    NO_ROUTE = "no_route"
+    """Delivered by the broker although no route matches (left over from an earlier configuration)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkError:
+    """The last thing that went wrong with a link."""
+
+    code: ErrorCode
+    text: str
+    at: datetime
+    reason_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransportStatus:
+    """What is known of the connection below MQTT; None where it does not apply or is not known yet."""
+
+    address: str | None = None
+    """Address and port that were dialled, for example `192.0.2.1:14567`."""
+    version: str | None = None
+    """`QUIC v1`, `TLSv1.3` or None."""
+    cipher: str | None = None
+    handshake_ms: float | None = None
+    rtt_ms: float | None = None
+    packets_sent: int | None = None
+    packets_lost: int | None = None
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkStatus:
+    """One side of the bridge. Times are aware UTC datetimes."""
+
+    state: LinkState
+    since: datetime
+    transport: str | None = None
+    """`quic` or `tcp`: what the link uses or tries now."""
+    error: LinkError | None = None
+    """The last error; it stays after a reconnect, as history. `state` says whether it matters now."""
+    next_attempt: datetime | None = None
+    connected_at: datetime | None = None
+    """When the present session began."""
+    reconnects: int = 0
+    """Sessions after the first one."""
+    attempts: int = 0
+    """Attempts since the last session."""
+    session_present: bool | None = None
+    protocol: str | None = None
+    """`5` or `3.1.1`."""
+    failed_filters: tuple[str, ...] = ()
+    """Topic filters that the broker refused to subscribe, with its reason."""
+    details: TransportStatus = TransportStatus()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectionStatus:
+    """Counters of one direction since the bridge was started."""
+
+    forwarded: int = 0
+    """Messages the target has accepted (QoS 1, 2: acknowledged; QoS 0: written)."""
+    bytes: int = 0
+    """Size of those messages' PUBLISH packets."""
+    waiting: int = 0
+    """QoS 1 and 2 messages held in memory: under way or waiting for the target."""
+    dropped: dict[DropReason, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeStatus:
+    """The whole bridge at one moment."""
+
+    state: BridgeState
+    since: datetime
+    local: LinkStatus
+    remote: LinkStatus
+    outbound: DirectionStatus = DirectionStatus()
+    """Local to remote."""
+    inbound: DirectionStatus = DirectionStatus()
+    """Remote to local."""

@@ -1,0 +1,1 @@
+"""The two ways bytes reach a broker."""

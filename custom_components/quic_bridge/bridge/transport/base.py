@@ -1,0 +1,73 @@
+"""What a session may ask of the bytes below it, whatever carries them."""
+
+from typing import Protocol
+
+from ..config import TransportKind
+from ..errors import BridgeError
+from ..status import TransportStatus
+
+HIGH_WATER = 256 * 1024
+"""Unsent or unacknowledged bytes at which `pause_writing` is called."""
+LOW_WATER = 64 * 1024
+"""... and below which `resume_writing` is."""
+
+
+class TransportReceiver(Protocol):
+    """The session's side. All calls come from the event loop; none may raise."""
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the broker, in order. A call holds at most 16 KiB."""
+
+    def pause_writing(self) -> None:
+        """The backlog went over HIGH_WATER: stop writing soon. What is written all the same is kept, not lost."""
+
+    def resume_writing(self) -> None:
+        """The backlog fell below LOW_WATER."""
+
+    def connection_lost(self, error: BridgeError) -> None:
+        """The connection is gone and everything of it is released. Called once, never after `close` or `abort`.
+
+        Bytes that came before or together with the end (a DISCONNECT with a FIN) were delivered before.
+        """
+
+
+class Transport(Protocol):
+    """One connection to one broker, used once.
+
+    Everything that belongs to it (socket, reader, timers, tasks) is released by one call of `close` or `abort`,
+    from any state, also in the middle of `connect`, and as often as one likes.
+    """
+
+    @property
+    def kind(self) -> TransportKind:
+        """Which transport this is."""
+
+    async def connect(self, receiver: TransportReceiver) -> None:
+        """Resolve, dial and finish the handshake, within the configuration's deadlines.
+
+        Raises BridgeError with the precise cause. Cancelling it releases everything at once.
+        `receiver` may be called before this returns (a peer that speaks first).
+        """
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes; those of one turn of the loop leave together. Never raises; does nothing after the end."""
+
+    @property
+    def backlog(self) -> int:
+        """Bytes written that the kernel (TCP) or the peer (QUIC) has not taken yet."""
+
+    def pause_reading(self) -> None:
+        """Stop calling `data_received`, and let the peer feel it (receive window); idempotent."""
+
+    def resume_reading(self) -> None:
+        """Go on; what was held back is delivered in a later turn of the loop. Idempotent."""
+
+    async def close(self) -> None:
+        """Let what was written leave (at most about 1 s), close in good order, release everything."""
+
+    def abort(self) -> None:
+        """Release everything now, telling the peer only what costs no waiting."""
+
+    @property
+    def status(self) -> TransportStatus:
+        """Figures of the connection, cheap enough to ask for every few seconds; valid also after the end."""
