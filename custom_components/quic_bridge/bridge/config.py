@@ -73,6 +73,8 @@ class BrokerConfig:
     """Seconds the broker keeps our session (and queues for us) while we are away (MQTT 5)."""
     window: int = 1000
     """Most QoS 1 and 2 messages under way to this broker, and its Receive Maximum towards us."""
+    max_packet: int = 10 * 1024 * 1024 + 64 * 1024
+    """Largest packet in bytes that we take from this broker (10 MiB of payload and its head)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

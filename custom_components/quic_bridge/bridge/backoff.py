@@ -1,0 +1,41 @@
+"""When to try again."""
+
+import random
+
+from .config import BackoffConfig
+from .errors import REFUSED_ERRORS, ErrorCode
+
+SLOW_ERRORS = REFUSED_ERRORS | {ErrorCode.SESSION_TAKEN_OVER, ErrorCode.KICKED}
+"""Where trying again soon makes things worse: a storm of refusals, or two clients that throw each other out."""
+
+
+class Backoff:
+    """Decorrelated jitter: each wait is random between the base and three times the last one, up to the cap.
+
+    As mosquitto's bridge does it (bridge.c, `restart_timeout base cap stable`): the growth is forgotten only after
+    a connection that lasted for `stable` seconds, so a flapping link does not hammer the broker.
+    """
+
+    def __init__(self, config: BackoffConfig, rng: random.Random | None = None) -> None:
+        """Begin with the shortest wait."""
+        self._config = config
+        self._random = rng or random.Random()  # noqa: S311 - jitter, not a secret
+        self._last = 0.0
+        self._slow = False
+
+    def next(self, error: ErrorCode, connected_for: float) -> float:
+        """Seconds to wait after `error`, which ended a session of `connected_for` seconds (0: never connected)."""
+        slow = error in SLOW_ERRORS
+        config = self._config
+        base, cap = (config.refused_base, config.refused_cap) if slow else (config.base, config.cap)
+        if slow != self._slow or connected_for >= config.stable or not self._last:
+            self._slow = slow
+            self._last = base
+            # The first wait is already spread: many bridges lose the same broker at the same moment.
+            return self._random.uniform(base / 2, base)
+        self._last = min(cap, self._random.uniform(base, self._last * 3))
+        return self._last
+
+    def reset(self) -> None:
+        """Forget the growth: a person or a changed network says that now is a good time."""
+        self._last = 0.0

@@ -1,0 +1,143 @@
+"""The bridge: two links, a forwarder for each direction, and one snapshot of it all."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+import logging
+from typing import Final
+
+from .config import BridgeConfig, BrokerConfig
+from .forwarder import Forwarder
+from .link import Link
+from .routes import Direction, Router, subscriptions
+from .status import BridgeState, BridgeStatus, DropReason, LinkState, Side
+
+_LOGGER = logging.getLogger(__name__)
+
+_COUNTER_INTERVAL: Final = 5.0
+"""Seconds between two looks at the counters; only what changed is pushed."""
+
+
+class Bridge:
+    """Carries messages between the local and the remote broker, from `start` until `stop`.
+
+    `local` is asked for the local broker before each attempt to connect it and may raise BridgeError.
+    `on_status` is called in the event loop: at once when a state changes, every few seconds when counters did.
+    """
+
+    def __init__(
+        self, config: BridgeConfig, local: Callable[[], BrokerConfig], on_status: Callable[[BridgeStatus], None]
+    ) -> None:
+        """Prepare a bridge; call it in the event loop."""
+        self._on_status = on_status
+        self._running = False
+        self._since = datetime.now(UTC)
+        self._state = BridgeState.STOPPED
+        self._published: BridgeStatus | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._drops_seen: set[tuple[Direction, DropReason]] = set()
+        outbound, inbound = (
+            Forwarder(direction, Router(config.routes, direction), partial(self._dropped, direction))
+            for direction in (Direction.TO_REMOTE, Direction.TO_LOCAL)
+        )
+        self._outbound, self._inbound = outbound, inbound
+        self._local = Link(
+            Side.LOCAL,
+            local,
+            config.backoff,
+            publishes=outbound,
+            acks=inbound,
+            subscriptions=partial(subscriptions, config.routes, Direction.TO_REMOTE),
+            changed=self._changed,
+        )
+        self._remote = Link(
+            Side.REMOTE,
+            lambda: config.remote,
+            config.backoff,
+            publishes=inbound,
+            acks=outbound,
+            subscriptions=partial(subscriptions, config.routes, Direction.TO_LOCAL),
+            changed=self._changed,
+        )
+
+    @property
+    def status(self) -> BridgeStatus:
+        """The present state as a snapshot."""
+        return BridgeStatus(
+            state=self._state,
+            since=self._since,
+            local=self._local.status,
+            remote=self._remote.status,
+            outbound=self._outbound.status,
+            inbound=self._inbound.status,
+        )
+
+    async def start(self) -> None:
+        """Begin to connect both sides; returns promptly, whether or not they can be reached."""
+        if self._running:
+            return
+        self._running = True
+        self._local.start()
+        self._remote.start()
+        self._timer = asyncio.get_running_loop().call_later(_COUNTER_INTERVAL, self._push_counters)
+
+    async def stop(self) -> None:
+        """Log out of both brokers and release everything, within about 5 s; safe to call again and at any time."""
+        self._running = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        # The local side first: what it still gets acknowledged was accepted by the remote.
+        await asyncio.gather(self._local.stop(), self._remote.stop())
+
+    def reconnect(self, side: Side | None = None) -> None:
+        """Connect one side (or both) anew at once; a wait for the next attempt is cut short."""
+        for link in (self._local, self._remote):
+            if side in {None, link.side}:
+                link.reconnect()
+
+    # --- status -------------------------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        state = _overall(self._local.state, self._remote.state)
+        if state is not self._state:
+            self._state = state
+            self._since = datetime.now(UTC)
+        self._push(self.status)
+
+    def _push_counters(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_COUNTER_INTERVAL, self._push_counters)
+        status = self.status
+        if status != self._published:
+            self._push(status)
+
+    def _push(self, status: BridgeStatus) -> None:
+        self._published = status
+        self._on_status(status)
+
+    def _dropped(self, direction: Direction, reason: DropReason, detail: str) -> None:
+        """Report the first drop of its kind loudly, the rest at debug; the counters have them all."""
+        key = (direction, reason)
+        expected = reason is DropReason.DISCONNECTED
+        level = logging.DEBUG if key in self._drops_seen or expected else logging.WARNING
+        self._drops_seen.add(key)
+        _LOGGER.log(level, "Dropped a message (%s): %s, %s", direction, reason, detail)
+
+
+def _overall(local: LinkState, remote: LinkState) -> BridgeState:
+    """Sum up both sides."""
+    states = {local, remote}
+    if states == {LinkState.STOPPED}:
+        return BridgeState.STOPPED
+    if LinkState.REFUSED in states:
+        return BridgeState.REFUSED
+    if states == {LinkState.CONNECTED}:
+        return BridgeState.RUNNING
+    if LinkState.WAITING not in states:
+        return BridgeState.CONNECTING
+    if local is LinkState.CONNECTED:
+        return BridgeState.REMOTE_DOWN
+    if remote is LinkState.CONNECTED:
+        return BridgeState.LOCAL_DOWN
+    return BridgeState.DOWN

@@ -1,0 +1,82 @@
+"""Tries a broker once, for the config flow, to see whether it can be reached and lets us in."""
+
+from collections.abc import Collection
+from dataclasses import replace
+import secrets
+from typing import override
+
+from .config import BrokerConfig
+from .errors import BridgeError, ErrorCode
+from .paho_client import MQTT_3_1_1, MQTT_5
+from .session import AckReceiver, MqttSession, PublishReceiver
+from .transport import make_transport
+
+
+class _Nobody(PublishReceiver, AckReceiver):
+    """Neither sends nor wants messages."""
+
+    @override
+    def source_attached(self, session: MqttSession) -> None:
+        pass
+
+    @override
+    def source_lost(self) -> None:
+        pass
+
+    @override
+    def source_publish(self, first: int, header: int, packet: bytes) -> None:
+        pass
+
+    @override
+    def source_oversized(self, first: int, header: int, head: bytes, size: int) -> None:
+        pass
+
+    @override
+    def source_release(self, mid: int) -> None:
+        pass
+
+    @override
+    def target_attached(self, session: MqttSession) -> None:
+        pass
+
+    @override
+    def target_lost(self) -> None:
+        pass
+
+    @override
+    def target_ack(self, packet_type: int, mid: int, reason: int) -> None:
+        pass
+
+    @override
+    def target_writable(self) -> None:
+        pass
+
+    @override
+    def target_congested(self) -> None:
+        pass
+
+    @override
+    def target_mids(self) -> Collection[int]:
+        return ()
+
+
+async def check_broker(config: BrokerConfig) -> None:
+    """Connect, log in and log out again.
+
+    Uses a client identifier of its own and a session that the broker forgets, so that a bridge which runs already
+    is not thrown out. Raises BridgeError with the precise cause.
+    """
+    config = replace(config, client_id=f"{config.client_id[:50]}-check-{secrets.token_hex(3)}")
+    for protocol in (MQTT_5, MQTT_3_1_1):
+        nobody = _Nobody()
+        session = MqttSession(
+            config, make_transport(config), protocol=protocol, publishes=nobody, acks=nobody, clean=True
+        )
+        try:
+            await session.open()
+        except BridgeError as error:
+            if protocol == MQTT_5 and error.code is ErrorCode.PROTOCOL_VERSION:
+                continue
+            raise
+        await session.close()
+        return

@@ -1,0 +1,104 @@
+"""paho-mqtt as a maker and reader of packets: behind its public face, without a socket, thread or timer."""
+
+from collections.abc import Callable
+import struct
+from typing import TYPE_CHECKING, Final, override
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.properties import MQTTException, Properties
+
+from .config import BrokerConfig
+
+if TYPE_CHECKING:
+    from paho.mqtt.client import SocketLike
+
+MQTT_5: Final = 5
+MQTT_3_1_1: Final = 4
+
+PAHO_ERRORS: Final = (MQTTException, ValueError, IndexError, KeyError, TypeError, struct.error)
+"""What paho raises on malformed packets and unusable values."""
+
+
+class ByteSocket:
+    """The little of a socket that paho uses, in memory."""
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
+        self._incoming = bytearray()
+
+    def feed(self, packet: bytes) -> None:
+        """Put in what paho shall read next."""
+        self._incoming += packet
+
+    def recv(self, size: int) -> bytes:
+        """Return what was fed. Raises BlockingIOError when there is nothing, as a socket would."""
+        if not self._incoming:
+            raise BlockingIOError
+        data = bytes(self._incoming[:size])
+        del self._incoming[:size]
+        return data
+
+    def send(self, data: bytes) -> int:
+        """Hand bytes to the transport, all of them."""
+        self._write(bytes(data))
+        return len(data)
+
+    def setblocking(self, _flag: bool) -> None:
+        """Do nothing: it never blocks."""
+
+    def fileno(self) -> int:
+        """Tell that there is no file behind it."""
+        return -1
+
+    def close(self) -> None:
+        """Do nothing: the transport belongs to the session."""
+
+
+class PahoClient(paho.Client):
+    """paho's client on a byte socket, with packet identifiers that the session chooses."""
+
+    def __init__(
+        self, config: BrokerConfig, protocol: int, socket: ByteSocket, free_mid: Callable[[], int], *, clean: bool
+    ) -> None:
+        super().__init__(
+            CallbackAPIVersion.VERSION2,
+            client_id=config.client_id,
+            clean_session=clean if protocol != MQTT_5 else None,
+            protocol=MQTTProtocolVersion(protocol),
+            reconnect_on_failure=False,
+        )
+        self._byte_socket = socket
+        self._free_mid = free_mid
+        if config.username is not None:
+            self.username_pw_set(config.username, config.password)
+
+    @override
+    def _create_socket(self) -> SocketLike:
+        return self._byte_socket
+
+    @override
+    def _mid_generate(self) -> int:
+        return self._free_mid()
+
+
+def make_properties(packet_type: int) -> Properties:
+    """Empty properties for a packet of that type."""
+    return Properties(packet_type)  # type: ignore[no-untyped-call]
+
+
+def number(properties: Properties | None, name: str, default: int) -> int:
+    """Value of an integer property; paho keeps those that are present as attributes."""
+    value = getattr(properties, name, default)
+    return value if isinstance(value, int) else default
+
+
+def reason_string(packet_type: int, block: bytes) -> str:
+    """Reason String of an MQTT 5 packet that ends a connection. It is a courtesy: a broken one is just left out."""
+    properties = make_properties(packet_type)
+    try:
+        properties.unpack(block or b"\0")  # type: ignore[no-untyped-call]
+    except PAHO_ERRORS:
+        return ""
+    text = getattr(properties, "ReasonString", "")
+    return text[:200] if isinstance(text, str) else ""

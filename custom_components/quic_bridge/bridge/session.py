@@ -1,0 +1,435 @@
+"""MQTT over a Transport: CONNECT to DISCONNECT, subscriptions, liveness; and the PUBLISH family on a fast path.
+
+paho-mqtt builds and reads what is rare and rich (CONNECT, CONNACK, SUBSCRIBE and their properties). It stays behind
+its public face: it gets whole packets through a socket-like object. Three things it leaves undone are done here:
+PUBLISH and its acknowledgements (paho acknowledges on its own and renumbers), the ping (paho ignores Server Keep
+Alive and lets other traffic postpone the PINGREQ), and DISCONNECT (paho 2.1 drops a reason code without properties).
+"""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+import logging
+from typing import Final, Protocol, override
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from . import codec
+from .config import BrokerConfig
+from .errors import BridgeError, ErrorCode
+from .paho_client import MQTT_5, PAHO_ERRORS, ByteSocket, PahoClient, make_properties, number, reason_string
+from .reasons import connack_error, disconnect_error
+from .transport.base import Transport, TransportReceiver
+
+_LOGGER = logging.getLogger(__name__)
+
+_SUBACK_TIMEOUT: Final = 10.0
+_FILTERS_PER_SUBSCRIBE: Final = 100
+_STALLED_PINGS: Final = 3
+"""With our own reading paused, silence says less: so many ping deadlines pass before it counts."""
+# A 3.1.1 broker announces no limit; mosquitto's default of QoS 2 messages it takes at a time.
+_DEFAULT_WINDOW_3_1_1: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the broker's CONNACK allows."""
+
+    window: int
+    """QoS 1 and 2 messages under way at a time."""
+    max_packet: int = codec.MAX_REMAINING_LENGTH + 5
+    max_qos: int = 2
+    retain: bool = True
+
+
+class PublishReceiver(Protocol):
+    """Takes what the broker publishes to us: the forwarder for which this broker is the source."""
+
+    def source_attached(self, session: MqttSession) -> None:
+        """Hear that the broker accepted our CONNECT. Runs before any later packet is read."""
+
+    def source_lost(self) -> None:
+        """Hear that the session is over."""
+
+    def source_publish(self, first: int, header: int, packet: bytes) -> None:
+        """Take a PUBLISH. May raise MalformedPacketError."""
+
+    def source_oversized(self, first: int, header: int, head: bytes, size: int) -> None:
+        """Take the head of a PUBLISH that is larger than we accept. May raise MalformedPacketError."""
+
+    def source_release(self, mid: int) -> None:
+        """Take a PUBREL."""
+
+
+class AckReceiver(Protocol):
+    """Takes the broker's acknowledgements: the forwarder for which this broker is the target."""
+
+    def target_attached(self, session: MqttSession) -> None:
+        """Hear that the broker accepted our CONNECT. Runs before any later packet is read."""
+
+    def target_lost(self) -> None:
+        """Hear that the session is over."""
+
+    def target_ack(self, packet_type: int, mid: int, reason: int) -> None:
+        """Take a PUBACK, PUBREC or PUBCOMP."""
+
+    def target_writable(self) -> None:
+        """Hear that the connection takes more, or that a packet identifier became free."""
+
+    def target_congested(self) -> None:
+        """Hear that the connection takes no more for now."""
+
+    def target_mids(self) -> Collection[int]:
+        """Packet identifiers in use towards the broker."""
+
+
+class MqttSession(TransportReceiver):
+    """One MQTT session over one Transport, used once."""
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        transport: Transport,
+        *,
+        protocol: int,
+        publishes: PublishReceiver,
+        acks: AckReceiver,
+        clean: bool = False,
+    ) -> None:
+        """Prepare a session; `clean` asks for a new one that the broker forgets at once when it ends."""
+        self.config = config
+        self.transport = transport
+        self.protocol = protocol
+        self.v5 = protocol == MQTT_5
+        self.limits = Limits(window=1)
+        self.session_present = False
+        self.congested = False
+        self.connected = False
+        self.reserved: set[int] = set()
+        """Packet identifiers of SUBSCRIBE and UNSUBSCRIBE packets that wait for their answer."""
+        self.write = transport.write
+        self._publishes = publishes
+        self._acks = acks
+        self._clean = clean
+        self._framer = codec.Framer(config.max_packet, publishes.source_oversized)
+        self._socket = ByteSocket(transport.write)
+        self._paho = PahoClient(config, protocol, self._socket, self._free_mid, clean=clean)
+        self._paho.on_connect = self._on_connect
+        self._paho.on_subscribe = self._on_suback
+        self._paho.on_unsubscribe = self._on_unsuback
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._connack: asyncio.Future[None] = loop.create_future()
+        self._lost: asyncio.Future[BridgeError] = loop.create_future()
+        self._subacks: dict[int, asyncio.Future[list[int]]] = {}
+        self._last_mid = 65_535
+        self._keepalive = config.keepalive
+        self._timer: asyncio.TimerHandle | None = None
+        self._received_at = 0.0
+        self._reading_paused = False
+        self._silent_pings = 0
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect the transport and log in. Raises BridgeError; releases everything if it does or is cancelled."""
+        try:
+            await self.transport.connect(self)
+            self._send_connect()
+            try:
+                async with asyncio.timeout(self.config.connack_timeout):
+                    await asyncio.wait((self._connack, self._lost), return_when=asyncio.FIRST_COMPLETED)
+            except TimeoutError:
+                raise BridgeError(
+                    ErrorCode.NO_CONNACK,
+                    f"the broker did not answer CONNECT within {self.config.connack_timeout:g} s",
+                ) from None
+            if self._lost.done():
+                raise self._lost.result()  # noqa: TRY301 - the clean-up below is for this, too
+        except BaseException:
+            self._end()
+            self.transport.abort()
+            raise
+
+    async def wait_lost(self) -> BridgeError:
+        """Wait until the session is over, and return why."""
+        return await asyncio.shield(self._lost)
+
+    async def close(self) -> None:
+        """Say goodbye (the broker then keeps the session but publishes no Will) and release everything."""
+        if self.connected:
+            self.write(codec.DISCONNECT_PACKET)
+        self._end()
+        await self.transport.close()
+
+    def fail(self, error: BridgeError) -> None:
+        """End the session because of `error`; for what the transport cannot know."""
+        if not self._lost.done():
+            self._lost.set_result(error)
+            self._end()
+            self.transport.abort()
+
+    def _end(self) -> None:
+        """Release what is ours and tell the forwarders, once."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        ended = self._lost.result() if self._lost.done() and not self._lost.cancelled() else None
+        for future in self._subacks.values():
+            if not future.done():
+                future.set_exception(ended or BridgeError(ErrorCode.CLOSED_BY_BROKER, "the session was closed"))
+        self._subacks.clear()
+        self._connack.cancel()
+        if not self._lost.done():
+            self._lost.cancel()
+        if self.connected:
+            self.connected = False
+            self._publishes.source_lost()
+            self._acks.target_lost()
+
+    # --- CONNECT --------------------------------------------------------------------------------------------------
+
+    def _send_connect(self) -> None:
+        properties = None
+        if self.v5:
+            properties = make_properties(PacketTypes.CONNECT)
+            properties.SessionExpiryInterval = 0 if self._clean else self.config.session_expiry
+            properties.ReceiveMaximum = self.config.window
+            properties.MaximumPacketSize = self.config.max_packet
+        self._paho.connect_async(
+            "broker",  # paho wants a name; the transport is connected already
+            1,
+            self.config.keepalive,
+            clean_start=self._clean if self.v5 else paho.MQTT_CLEAN_START_FIRST_ONLY,
+            properties=properties,
+        )
+        try:
+            self._paho.reconnect()
+        except PAHO_ERRORS as error:
+            raise BridgeError(ErrorCode.CONFIGURATION, f"cannot build CONNECT: {error}") from error
+
+    def _on_connect(
+        self,
+        _client: paho.Client,
+        _userdata: None,
+        flags: paho.ConnectFlags,
+        _reason: ReasonCode,
+        props: Properties | None,
+    ) -> None:
+        self.limits = Limits(
+            window=min(
+                self.config.window,
+                number(props, "ReceiveMaximum", 65_535 if self.v5 else _DEFAULT_WINDOW_3_1_1),
+            ),
+            max_packet=number(props, "MaximumPacketSize", codec.MAX_REMAINING_LENGTH + 5),
+            max_qos=number(props, "MaximumQoS", 2),
+            retain=bool(number(props, "RetainAvailable", 1)),
+        )
+        self._keepalive = number(props, "ServerKeepAlive", self.config.keepalive)
+        self.session_present = flags.session_present
+        self.connected = True
+        self._connack.set_result(None)
+        self._schedule_ping()
+        self._publishes.source_attached(self)
+        self._acks.target_attached(self)
+
+    # --- subscriptions --------------------------------------------------------------------------------------------
+
+    async def subscribe(self, filters: Sequence[tuple[str, int]]) -> dict[str, int]:
+        """Subscribe (filter, QoS) pairs; returns the reason code of those that the broker refused.
+
+        With MQTT 5, No Local keeps our own publishes from coming back, Retain As Published keeps the retain flag,
+        and retained messages are sent for subscriptions that are new to the session only.
+        Raises BridgeError when the broker does not answer.
+        """
+        refused: dict[str, int] = {}
+        for start in range(0, len(filters), _FILTERS_PER_SUBSCRIBE):
+            chunk = filters[start : start + _FILTERS_PER_SUBSCRIBE]
+            if self.v5:
+                _, mid = self._paho.subscribe(
+                    [
+                        (
+                            name,
+                            SubscribeOptions(
+                                qos=qos,
+                                noLocal=True,
+                                retainAsPublished=True,
+                                retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB,
+                            ),
+                        )
+                        for name, qos in chunk
+                    ]
+                )
+            else:
+                _, mid = self._paho.subscribe(list(chunk))
+            codes = await self._suback(mid, "SUBSCRIBE")
+            refused |= {name: code for (name, _), code in zip(chunk, codes, strict=False) if code >= 0x80}
+        return refused
+
+    async def unsubscribe(self, filters: Sequence[str]) -> None:
+        """Unsubscribe filters. Raises BridgeError when the broker does not answer."""
+        for start in range(0, len(filters), _FILTERS_PER_SUBSCRIBE):
+            _, mid = self._paho.unsubscribe(list(filters[start : start + _FILTERS_PER_SUBSCRIBE]))
+            await self._suback(mid, "UNSUBSCRIBE")
+
+    async def _suback(self, mid: int | None, what: str) -> list[int]:
+        if mid is None or not self.connected:
+            raise BridgeError(ErrorCode.CLOSED_BY_BROKER, f"connection lost before {what}")
+        future: asyncio.Future[list[int]] = self._loop.create_future()
+        self._subacks[mid] = future
+        try:
+            async with asyncio.timeout(_SUBACK_TIMEOUT):
+                return await future
+        except TimeoutError:
+            raise BridgeError(
+                ErrorCode.PROTOCOL_ERROR, f"the broker did not answer {what} within {_SUBACK_TIMEOUT:g} s"
+            ) from None
+        finally:
+            self._subacks.pop(mid, None)
+            self.reserved.discard(mid)
+            if self.connected:
+                self._acks.target_writable()
+
+    def _on_suback(
+        self, _client: paho.Client, _userdata: None, mid: int, reasons: list[ReasonCode], _props: Properties | None
+    ) -> None:
+        future = self._subacks.get(mid)
+        if future is not None and not future.done():
+            future.set_result([reason.value for reason in reasons])
+
+    def _on_unsuback(
+        self,
+        client: paho.Client,
+        userdata: None,
+        mid: int,
+        reasons: list[ReasonCode],
+        props: Properties | None,
+    ) -> None:
+        self._on_suback(client, userdata, mid, reasons, props)
+
+    def _free_mid(self) -> int:
+        """Count down from the top: brokers, whose identifiers the forwarder keeps, count up from 1."""
+        used = self._acks.target_mids()
+        for _ in range(65_535):
+            self._last_mid = self._last_mid - 1 or 65_535
+            if self._last_mid not in used and self._last_mid not in self.reserved:
+                break
+        self.reserved.add(self._last_mid)
+        return self._last_mid
+
+    # --- what comes in ----------------------------------------------------------------------------------------------
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        self._received_at = self._loop.time()
+        try:
+            for first, header, packet in self._framer.feed(data):
+                packet_type = first & 0xF0
+                if packet_type == codec.PUBLISH:
+                    self._require_connected(first)
+                    self._publishes.source_publish(first, header, packet)
+                elif codec.PUBACK <= packet_type <= codec.PUBCOMP:
+                    self._require_connected(first)
+                    mid, reason = codec.decode_ack(header, packet)
+                    if packet_type == codec.PUBREL:
+                        self._publishes.source_release(mid)
+                    else:
+                        self._acks.target_ack(packet_type, mid, reason)
+                else:
+                    self._control_packet(packet_type, header, packet)
+                if self._lost.done():
+                    return
+        except codec.MalformedPacketError as error:
+            self.fail(BridgeError(ErrorCode.MALFORMED_PACKET, f"malformed packet from the broker: {error}"))
+        except Exception as error:  # the supervisor's hand inside a callback: an await of its own cannot catch this
+            _LOGGER.exception("Unexpected error while handling data from %s", self.config.host)
+            self.fail(BridgeError(ErrorCode.INTERNAL, f"internal error: {error!r}"))
+
+    def _require_connected(self, first: int) -> None:
+        if not self.connected:
+            raise codec.MalformedPacketError(f"packet of type {first >> 4} before CONNACK")
+
+    def _control_packet(self, packet_type: int, header: int, packet: bytes) -> None:
+        if packet_type == codec.PINGRESP:
+            return
+        body = packet[header:]
+        if packet_type == codec.DISCONNECT:
+            self.fail(disconnect_error(body[0] if body else 0, reason_string(PacketTypes.DISCONNECT, body[1:])))
+            return
+        if packet_type == codec.CONNACK:
+            if self.connected or len(body) < 2:
+                raise codec.MalformedPacketError("second or short CONNACK")
+            if body[1]:
+                text = reason_string(PacketTypes.CONNACK, body[2:]) if self.v5 else ""
+                self.fail(connack_error(body[1], text))
+                return
+        elif packet_type not in {codec.SUBACK, codec.UNSUBACK}:
+            raise codec.MalformedPacketError(f"packet of type {packet_type >> 4} from a broker")
+        self._socket.feed(packet)
+        try:
+            result = self._paho.loop_read()
+        except PAHO_ERRORS as error:
+            raise codec.MalformedPacketError(f"packet of type {packet_type >> 4}: {error}") from error
+        if result is not MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise codec.MalformedPacketError(f"packet of type {packet_type >> 4}: {result.name}")
+
+    @override
+    def connection_lost(self, error: BridgeError) -> None:
+        if not self._lost.done():
+            self._lost.set_result(error)
+        self._end()
+
+    # --- flow -------------------------------------------------------------------------------------------------------
+
+    @override
+    def pause_writing(self) -> None:
+        self.congested = True
+        if self.connected:
+            self._acks.target_congested()
+
+    @override
+    def resume_writing(self) -> None:
+        self.congested = False
+        if self.connected:
+            self._acks.target_writable()
+
+    def pause_reading(self) -> None:
+        """Let the broker wait: nothing more is read until `resume_reading`."""
+        self._reading_paused = True
+        self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        self._reading_paused = False
+        self.transport.resume_reading()
+
+    # --- liveness ---------------------------------------------------------------------------------------------------
+
+    def _schedule_ping(self) -> None:
+        if self._keepalive:
+            self._timer = self._loop.call_later(self._keepalive, self._ping)
+
+    def _ping(self) -> None:
+        """Send a PINGREQ each keepalive, whatever the traffic: EMQX counts only what it hears (nanomq#1958)."""
+        self.write(codec.PINGREQ_PACKET)
+        deadline = min(self.config.ping_timeout, self._keepalive)
+        self._timer = self._loop.call_later(deadline, self._check_ping, self._loop.time())
+
+    def _check_ping(self, sent_at: float) -> None:
+        if self._received_at >= sent_at:
+            self._silent_pings = 0
+        else:
+            self._silent_pings += 1
+            if not self._reading_paused or self._silent_pings >= _STALLED_PINGS:
+                seconds = self._loop.time() - self._received_at
+                self.fail(
+                    BridgeError(ErrorCode.PING_TIMEOUT, f"no answer to PINGREQ; nothing received for {seconds:.0f} s")
+                )
+                return
+        rest = self._keepalive - min(self.config.ping_timeout, self._keepalive)
+        self._timer = self._loop.call_later(rest, self._ping)

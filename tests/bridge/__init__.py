@@ -1,0 +1,1 @@
+"""Tests of the bridge: plain asyncio, real brokers, no Home Assistant."""
