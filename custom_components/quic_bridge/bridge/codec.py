@@ -4,7 +4,6 @@ Everything else (CONNECT, SUBSCRIBE, properties by name) is left to paho-mqtt, s
 here: paho takes 20 to 45 us to receive and send on one QoS 1 message, this takes about 2 us.
 """
 
-from collections.abc import Callable
 from typing import Final
 
 CONNACK: Final = 0x20
@@ -78,22 +77,21 @@ def decode_length(data: bytes, position: int) -> tuple[int, int]:
     raise MalformedPacketError("variable byte integer is cut short or too long")
 
 
-type Packet = tuple[int, int, bytes]
-"""First byte, length of the fixed header, the whole packet."""
+type Packet = tuple[int, int, bytes, int]
+"""First byte, length of the fixed header, the packet, its size (larger than what is there: an oversized PUBLISH)."""
 
 
 class Framer:
     """Cuts the byte stream of one connection into MQTT packets.
 
-    A PUBLISH larger than `max_packet` bytes is not stored: its head goes to `on_oversized` as soon as the packet
-    identifier can be read, the rest is skipped, so that one such message cannot wedge the bridge. Any other
-    packet of that size is malformed. No more than `max_packet` bytes (or one PUBLISH head) are ever held.
+    A PUBLISH larger than `max_packet` bytes is not stored: its head is returned as soon as the packet identifier
+    can be read, the rest is skipped, so that one such message cannot wedge the bridge. Any other packet of that
+    size is malformed. No more than `max_packet` bytes (or one PUBLISH head) are ever held.
     """
 
-    def __init__(self, max_packet: int, on_oversized: Callable[[int, int, bytes, int], None]) -> None:
-        """Begin at the start of a stream. `on_oversized(first, header, head, size)` is called for such messages."""
+    def __init__(self, max_packet: int) -> None:
+        """Begin at the start of a stream."""
         self._max_packet = max_packet
-        self._on_oversized = on_oversized
         self._buffer = bytearray()
         self._needed = 0
         self._skip = 0
@@ -136,36 +134,34 @@ class Framer:
                     break
             stop = body + length
             if stop - position > self._max_packet:
-                position = self._oversized(data, position, body, stop)
-                if position < 0:
-                    position = -position - 1
+                head = self._oversized(data, position, body, stop)
+                if not head:
                     break
+                packets.append((data[position], body - position, head, stop - position))
+                self._skip = max(0, stop - end)
+                position = min(stop, end)
                 continue
             if stop > end:
                 self._needed = stop - position
                 break
-            packets.append((data[position], body - position, data[position:stop]))
+            packets.append((data[position], body - position, data[position:stop], stop - position))
             position = stop
         if position < end:
             buffer += data[position:] if position else data
         return packets
 
-    def _oversized(self, data: bytes, position: int, body: int, stop: int) -> int:
-        """Report and skip a PUBLISH that is too large; returns the new position, or -position - 1 to wait for more."""
-        first = data[position]
-        if first & 0xF0 != PUBLISH:
-            raise MalformedPacketError(f"packet of type {first >> 4} with {stop - position} bytes")
-        head = data[position : position + _LONGEST_PUBLISH_HEAD]
-        if stop > len(data) and len(head) < _LONGEST_PUBLISH_HEAD:
-            header = body - position
-            complete = len(head) >= header + 2 and len(head) >= header + 4 + int.from_bytes(head[header : header + 2])
-            if not complete:
-                return -position - 1
-        self._on_oversized(first, body - position, head, stop - position)
-        if stop <= len(data):
-            return stop
-        self._skip = stop - len(data)
-        return len(data)
+    @staticmethod
+    def _oversized(data: bytes, position: int, body: int, stop: int) -> bytes:
+        """Head of a PUBLISH that is too large, up to its packet identifier at least; empty: more bytes are needed."""
+        if data[position] & 0xF0 != PUBLISH:
+            raise MalformedPacketError(f"packet of type {data[position] >> 4} with {stop - position} bytes")
+        head = data[position : min(position + _LONGEST_PUBLISH_HEAD, stop - 1)]
+        header = body - position
+        if len(head) < header + 2 or len(head) < header + 4 + int.from_bytes(head[header : header + 2]):
+            if position + len(head) == stop - 1 or len(head) == _LONGEST_PUBLISH_HEAD:
+                raise MalformedPacketError("PUBLISH without a whole topic")
+            return b""
+        return head
 
 
 def publish_topic(header: int, packet: bytes) -> bytes:

@@ -116,7 +116,7 @@ class MqttSession(TransportReceiver):
         self._publishes = publishes
         self._acks = acks
         self._clean = clean
-        self._framer = codec.Framer(config.max_packet, publishes.source_oversized)
+        self._framer = codec.Framer(config.max_packet)
         self._socket = ByteSocket(transport.write)
         self._paho = PahoClient(config, protocol, self._socket, self._free_mid, clean=clean)
         self._paho.on_connect = self._on_connect
@@ -328,11 +328,14 @@ class MqttSession(TransportReceiver):
     def data_received(self, data: bytes) -> None:
         self._received_at = self._loop.time()
         try:
-            for first, header, packet in self._framer.feed(data):
+            for first, header, packet, size in self._framer.feed(data):
                 packet_type = first & 0xF0
                 if packet_type == codec.PUBLISH:
                     self._require_connected(first)
-                    self._publishes.source_publish(first, header, packet)
+                    if size == len(packet):
+                        self._publishes.source_publish(first, header, packet)
+                    else:
+                        self._publishes.source_oversized(first, header, packet, size)
                 elif codec.PUBACK <= packet_type <= codec.PUBCOMP:
                     self._require_connected(first)
                     mid, reason = codec.decode_ack(header, packet)

@@ -1,0 +1,323 @@
+"""Everything that reaches into aioquic's private parts, in one place, for one pinned version (1.7.2).
+
+What is assumed of aioquic is said where it is used, and each assumption has its test in
+tests/bridge/test_aioquic_internals.py, so that an upgrade fails there and not in the field.
+"""
+
+from collections.abc import Callable
+import hmac
+import logging
+import ssl
+from typing import Any, Final, cast, override
+
+from aioquic import tls
+from aioquic._buffer import Buffer
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection, QuicConnectionAdapter, QuicConnectionState, QuicReceiveContext
+from aioquic.quic.events import ConnectionTerminated
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    QuicProtocolVersion,
+    pull_quic_transport_parameters,
+)
+from aioquic.quic.packet_builder import QuicPacketBuilder, QuicSentPacket
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.quic.stream import QuicStream
+from cryptography import x509
+
+from ..errors import BridgeError, ErrorCode
+
+STREAM_ID: Final = 0
+"""The one stream: the first bidirectional one a client opens."""
+FOREIGN_STREAMS: Final = 8
+"""Streams of each kind that the peer may have open; nothing that it sends there is kept."""
+ACK_DELAY: Final = 0.02
+"""Seconds that the acknowledgement of a lone packet waits for company; we announce at most 25 ms (max_ack_delay)."""
+ACK_SOON: Final = 0.001
+"""... and of several: as long as aioquic gives each."""
+MAX_ALERT_TEXT: Final = 200
+"""aioquic cannot build a CONNECTION_CLOSE whose reason does not fit one packet."""
+STATELESS_RESET_SIZE: Final = 21
+"""Smallest stateless reset (RFC 9000 section 10.3)."""
+RESET_TOKEN_SIZE: Final = 16
+
+_VERSION_NAMES: Final[dict[int, str]] = {
+    QuicProtocolVersion.VERSION_1: "QUIC v1",
+    QuicProtocolVersion.VERSION_2: "QUIC v2",
+}
+_ALERTS: Final = {
+    ErrorCode.CERTIFICATE_EXPIRED: tls.AlertDescription.certificate_expired,
+    ErrorCode.CERTIFICATE_UNTRUSTED: tls.AlertDescription.unknown_ca,
+}
+
+_LOGGER = logging.getLogger(__name__)
+
+type CertificateCheck = Callable[[x509.Certificate, list[x509.Certificate]], None]
+"""Returns if the peer's certificate (and the chain it sent) is good, else raises BridgeError."""
+
+
+class _CertificateAlert(tls.Alert):
+    """The alert that ends a handshake in which our own check refused the certificate."""
+
+    def __init__(self, error: BridgeError) -> None:
+        super().__init__(error.text[:MAX_ALERT_TEXT].encode("ascii", "replace").decode())
+        self.description = _ALERTS.get(error.code, tls.AlertDescription.bad_certificate)
+
+
+class _QuietAdapter(QuicConnectionAdapter):
+    """aioquic's logger without its warnings: each becomes a BridgeError, which is logged where it matters."""
+
+    @override
+    def warning(self, msg: object, *args: object, **kwargs: Any) -> None:
+        self.debug(msg, *args, **kwargs)
+
+    @override
+    def error(self, msg: object, *args: object, **kwargs: Any) -> None:
+        self.debug(msg, *args, **kwargs)
+
+
+class ClientConnection(QuicConnection):
+    """A QuicConnection for one client stream, whose receive windows follow what the application took.
+
+    aioquic itself doubles its windows as data arrives, so that a slow application buffers without bound.
+    """
+
+    certificate_error: BridgeError | None = None
+    """Why our check refused the peer's certificate, once it did."""
+    is_trusted: bool = False
+    """The peer's certificate passed our check, or none was asked for; a handshake must not count without it."""
+    packets_received: int = 0
+    """Packets that were authentic and new: what proves that the peer lives."""
+    packets_lost: int = 0
+    """Packets declared lost by loss detection (not those a probe timeout sent again on suspicion)."""
+
+    def __init__(self, *, configuration: QuicConfiguration, verify: CertificateCheck | None) -> None:
+        """Make a client connection; `verify` None accepts any certificate.
+
+        The configuration's max_stream_data is the receive window.
+        """
+        self._verify = verify
+        self._consumed = 0
+        self._unanswered = 0
+        self._window = configuration.max_stream_data
+        self.is_trusted = verify is None
+        if verify is None:
+            configuration.verify_mode = ssl.CERT_NONE
+        else:
+            # Nothing is trusted: should our check below ever not be called, aioquic's own refuses every certificate.
+            configuration.verify_mode = ssl.CERT_REQUIRED
+            configuration.cadata = b""
+        super().__init__(configuration=configuration)
+        self._logger = _QuietAdapter(self._logger.logger, self._logger.extra)
+        for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
+            limit.value = limit.sent = FOREIGN_STREAMS
+        self._ack_delay = ACK_DELAY
+        self._count_losses()
+
+    # What aioquic calls
+
+    @override
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        # `tls` is made anew here, also after a Retry.
+        if self._verify is not None:
+            aioquics_own = self.tls._client_handle_certificate_verify
+            verify = self._verify
+
+            def check_certificate(input_buf: Buffer) -> None:
+                context = self.tls
+                certificate = context._peer_certificate
+                try:
+                    verify(cast("x509.Certificate", certificate), context._peer_certificate_chain)
+                except BridgeError as error:
+                    self.certificate_error = error
+                    raise _CertificateAlert(error) from error
+                context._verify_mode = ssl.CERT_NONE
+                aioquics_own(input_buf)  # the proof that the peer holds the certificate's key
+                self.is_trusted = True
+
+            self.tls._client_handle_certificate_verify = check_certificate  # type: ignore[method-assign]
+
+    @override
+    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
+        super()._parse_transport_parameters(data, from_session_ticket)
+        parameters = pull_quic_transport_parameters(Buffer(data=data))
+        if parameters.max_idle_timeout == 0:
+            # "No timeout" (RFC 9000 section 18.2); aioquic takes it for 0 s and ends the connection after 3 PTO.
+            self._remote_max_idle_timeout = None
+        if parameters.ack_delay_exponent is not None:
+            # aioquic assigns the old value to itself; msquic uses 8, not the default 3.
+            self._remote_ack_delay_exponent = parameters.ack_delay_exponent
+        # Our socket is connected to one address, so the peer's preferred one cannot be probed from it.
+        self._remote_preferred_address = None
+
+    @override
+    def _payload_received(
+        self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
+    ) -> tuple[bool, bool]:
+        self.packets_received += 1
+        found = super()._payload_received(context, plain, crypto_frame_required)
+        if found[0] and context.epoch is tls.Epoch.ONE_RTT:
+            self._unanswered += 1
+        return found
+
+    @override
+    def _write_ack_frame(self, builder: QuicPacketBuilder, space: QuicPacketSpace, now: float) -> None:
+        super()._write_ack_frame(builder, space, now)
+        if space.is_application_data:
+            self._unanswered = 0
+
+    @override
+    def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
+        if stream.max_stream_data_local_sent == stream.max_stream_data_local:
+            return
+        receiver = stream.receiver
+        received, receiver.highest_offset = receiver.highest_offset, 0  # what aioquic doubles the window by
+        try:
+            super()._write_stream_limits(builder, space, stream)
+        finally:
+            receiver.highest_offset = received
+
+    @override
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        data, bidi, uni = self._local_max_data, self._local_max_streams_bidi, self._local_max_streams_uni
+        if data.sent == data.value and bidi.sent == bidi.value and uni.sent == uni.value:
+            return
+        used, data.used = data.used, 0  # what aioquic doubles the window by
+        try:
+            super()._write_connection_limits(builder, space)
+        finally:
+            data.used = used
+
+    def _count_losses(self) -> None:
+        control = self._loss._cc
+        aioquics_own = control.on_packets_lost
+
+        def on_packets_lost(*, now: float, packets: list[QuicSentPacket]) -> None:
+            self.packets_lost += len(packets)
+            aioquics_own(now=now, packets=packets)
+
+        control.on_packets_lost = on_packets_lost  # type: ignore[method-assign,assignment]
+
+    # What the driver asks
+
+    def hasten_ack(self, now: float) -> None:
+        """After a burst: acknowledge soon if a second packet waits for it (RFC 9000 section 13.2.2)."""
+        if self._unanswered < 2:
+            return
+        space = self._spaces[tls.Epoch.ONE_RTT]
+        if space.ack_at is not None and space.ack_at > now + ACK_SOON:
+            space.ack_at = now + ACK_SOON
+
+    def carry_ack(self, now: float) -> None:
+        """Let an acknowledgement that waits leave with the data that is about to be sent."""
+        if self._unanswered and self._loss._pacer.next_send_time(now=now) is None:
+            space = self._spaces[tls.Epoch.ONE_RTT]
+            if space.ack_at is not None:
+                space.ack_at = now
+
+    def consume(self, size: int) -> bool:
+        """Note that the application took `size` more bytes of the stream; return if the peer is due more credit."""
+        self._consumed += size
+        stream = self._streams.get(STREAM_ID)
+        if stream is None:
+            return False
+        limit = self._consumed + self._window
+        if limit - stream.max_stream_data_local < self._window // 2:
+            return False
+        stream.max_stream_data_local = limit
+        self.raise_connection_window()
+        return True
+
+    def raise_connection_window(self) -> None:
+        """Let the connection's window follow: all data but what waits in our stream counts as taken."""
+        stream = self._streams.get(STREAM_ID)
+        waiting = stream.receiver.highest_offset - self._consumed if stream is not None else 0
+        limit = self._local_max_data.used - waiting + self._window
+        if limit - self._local_max_data.value >= self._window // 2:
+            self._local_max_data.value = limit
+
+    def refuse_stream(self, stream_id: int) -> None:
+        """Ask the peer to stop sending on a stream of its own."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and not stream.receiver.is_finished:
+            self.stop_stream(stream_id, QuicErrorCode.NO_ERROR)
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes of the stream that the peer has not acknowledged, sent or not."""
+        stream = self._streams.get(STREAM_ID)
+        if stream is None:
+            return 0
+        sender = stream.sender
+        return sender._buffer_stop - sender._buffer_start
+
+    @property
+    def close_event(self) -> ConnectionTerminated | None:
+        """Why the connection ends, known at once; aioquic's event comes only after draining (3 PTO)."""
+        return self._close_event
+
+    @property
+    def closed_by_peer(self) -> bool:
+        """The end was announced by the peer's CONNECTION_CLOSE, not found by us."""
+        return self._state is QuicConnectionState.DRAINING
+
+    @property
+    def is_closed(self) -> bool:
+        """Nothing can be sent any more, not even CONNECTION_CLOSE."""
+        return self._state in {
+            QuicConnectionState.CLOSING,
+            QuicConnectionState.DRAINING,
+            QuicConnectionState.TERMINATED,
+        }
+
+    @property
+    def idle_timeout(self) -> float:
+        """Seconds of silence after which the connection ends: the smaller of both sides' wishes."""
+        return self._idle_timeout()
+
+    @property
+    def probe_timeout(self) -> float:
+        """PTO without back-off, in seconds (RFC 9002 section 6.2.1)."""
+        return self._loss.get_probe_timeout()
+
+    @property
+    def rtt(self) -> float | None:
+        """Smoothed round-trip time in seconds."""
+        return self._loss._rtt_smoothed if self._loss._rtt_initialized else None
+
+    @property
+    def packets_sent(self) -> int:
+        """Packets sent in all packet number spaces."""
+        return self._packet_number
+
+    @property
+    def version_name(self) -> str | None:
+        """The negotiated version."""
+        return None if self._version is None else _VERSION_NAMES.get(self._version, hex(self._version))
+
+    @property
+    def cipher_name(self) -> str | None:
+        """The negotiated cipher suite."""
+        schedule = self.tls.key_schedule
+        return None if schedule is None else schedule.cipher_suite.name
+
+    def is_stateless_reset(self, datagram: bytes) -> bool:
+        """Tell if a datagram that held no packet of ours ends with a token the peer gave us; aioquic never looks."""
+        if len(datagram) < STATELESS_RESET_SIZE or datagram[0] & 0x80:
+            return False
+        token = datagram[-RESET_TOKEN_SIZE:]
+        return any(
+            cid.stateless_reset_token and hmac.compare_digest(token, cid.stateless_reset_token)
+            for cid in (self._peer_cid, *self._peer_cid_available)
+        )
+
+
+def is_idle_timeout(event: ConnectionTerminated) -> bool:
+    """Tell aioquic's idle timeout from an internal error: by nothing but its text."""
+    return (
+        event.error_code == QuicErrorCode.INTERNAL_ERROR
+        and event.frame_type == QuicFrameType.PADDING
+        and event.reason_phrase == "Idle timeout"
+    )

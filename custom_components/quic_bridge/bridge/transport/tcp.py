@@ -1,0 +1,337 @@
+"""MQTT bytes over TCP, with or without TLS."""
+
+import asyncio
+from enum import Enum, auto
+import logging
+import socket
+import ssl
+from typing import Final, override
+
+from ..config import BrokerConfig, TransportKind
+from ..errors import BridgeError, ErrorCode
+from ..status import TransportStatus
+from ..tls import make_ssl_context, server_name, ssl_error
+from .addresses import Address, no_answer, reach_error, resolve, try_addresses
+from .base import HIGH_WATER, LOW_WATER, TransportReceiver
+
+READ_SIZE: Final = 16 * 1024
+"""Bytes per read. asyncio's default of 256 KiB would hold Home Assistant's loop for hundreds of messages."""
+CLOSE_TIMEOUT: Final = 1.0
+"""Seconds `close` waits for the kernel to take the last bytes, and for TLS's farewell."""
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class _State(Enum):
+    NEW = auto()
+    CONNECTING = auto()
+    OPEN = auto()
+    CLOSING = auto()
+    CLOSED = auto()
+
+
+class TcpTransport(asyncio.BufferedProtocol):
+    """A Transport over TCP, and the protocol that asyncio's own transport talks to."""
+
+    def __init__(self, config: BrokerConfig) -> None:
+        """Prepare a connection to the broker; nothing happens before `connect`."""
+        self._config = config
+        self._state = _State.NEW
+        self._receiver: TransportReceiver | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._server_name = ""
+        self._end: BridgeError | None = None
+        self._lost = asyncio.Event()
+
+        self._buffer = bytearray(READ_SIZE)
+        self._view = memoryview(self._buffer)
+        self._outgoing: list[bytes] = []
+        self._outgoing_size = 0
+        self._flush_handle: asyncio.Handle | None = None
+        self._writing_paused = False
+
+        self._address: Address | None = None
+        self._handshake_ms: float | None = None
+        self._version: str | None = None
+        self._cipher: str | None = None
+        self._bytes_sent = 0
+        self._bytes_received = 0
+
+    @property
+    def kind(self) -> TransportKind:
+        """Which transport this is."""
+        return TransportKind.TCP
+
+    # Connecting
+
+    async def connect(self, receiver: TransportReceiver) -> None:
+        """Resolve, dial each address in turn and finish the TLS handshake within `connect_timeout` seconds.
+
+        Raises BridgeError with the precise cause. Cancelling it releases everything at once.
+        """
+        if self._state is not _State.NEW:
+            raise RuntimeError("A transport connects once")
+        self._state = _State.CONNECTING
+        self._receiver = receiver
+        self._connecting = task = asyncio.current_task()
+        cancelling = task.cancelling() if task is not None else 0
+        try:
+            await self._connect()
+        except asyncio.CancelledError:
+            # `abort` and `close` cancel us, too; a cancellation from elsewhere goes on.
+            if self._state is _State.CLOSED and task is not None and task.uncancel() <= cancelling:
+                raise BridgeError(
+                    ErrorCode.INTERNAL, "The connection was closed on our side before it was made"
+                ) from None
+            raise
+        finally:
+            self._connecting = None
+            if self._state is _State.CONNECTING:
+                self._release()
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        config = self._config
+        deadline = loop.time() + config.connect_timeout
+        context: ssl.SSLContext | None = None
+        if config.tls is not None:
+            self._server_name = server_name(config)
+            context = await loop.run_in_executor(None, make_ssl_context, config.tls)
+        addresses = await resolve(config.host, config.port, socket.SOCK_STREAM, deadline)
+
+        async def dial(address: Address, deadline: float) -> None:
+            await self._dial(address, deadline, context)
+
+        await try_addresses(addresses, deadline, dial)
+        # What ends the connection from here on is told by `connection_lost`.
+        self._state = _State.OPEN
+
+    async def _dial(self, address: Address, deadline: float, context: ssl.SSLContext | None) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        self._address = address
+        self._end = None
+        sock = socket.socket(address.family, socket.SOCK_STREAM)
+        handed_over = False
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout_at(deadline):
+                await loop.sock_connect(sock, address.sockaddr)
+                handed_over = True  # asyncio closes it from here on, also when this is cancelled
+                await loop.create_connection(
+                    lambda: self,
+                    sock=sock,
+                    ssl=context,
+                    server_hostname=self._server_name if context is not None else None,
+                    # Ours comes first; asyncio's would look like a lost connection.
+                    ssl_handshake_timeout=self._config.connect_timeout + 1.0 if context is not None else None,
+                    ssl_shutdown_timeout=CLOSE_TIMEOUT if context is not None else None,
+                )
+        except TimeoutError:
+            detail = " to the TLS handshake" if handed_over else ""
+            raise no_answer(address, f"{detail} ({loop.time() - started:.1f} s)") from None
+        except ssl.SSLError as error:
+            raise self._ssl_error(error) from error
+        except ConnectionResetError, BrokenPipeError:
+            if context is None:
+                raise BridgeError(ErrorCode.CLOSED_BY_BROKER, f"{address} closed the connection at once") from None
+            raise BridgeError(
+                ErrorCode.TLS_FAILED,
+                f"{address} closed the connection during the TLS handshake; is it the plain MQTT port?",
+            ) from None
+        except OSError as error:
+            raise reach_error(error, address) from error
+        finally:
+            if not handed_over:
+                sock.close()
+        # The broker may have gone between the handshake and this turn of the loop.
+        if self._end is not None:
+            raise self._end
+        self._handshake_ms = (loop.time() - started) * 1000
+        _LOGGER.debug("TCP to %s: connected in %.0f ms", address, self._handshake_ms)
+
+    # The session's side
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes; those of one turn of the loop leave together. Does nothing before and after the connection."""
+        if self._state is not _State.OPEN:
+            return
+        self._outgoing.append(data)
+        self._outgoing_size += len(data)
+        if self._flush_handle is None:
+            self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
+        if self._outgoing_size > LOW_WATER:
+            self._check_backlog()
+
+    @property
+    def backlog(self) -> int:
+        """Bytes written that the kernel has not taken."""
+        buffered = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return self._outgoing_size + buffered
+
+    def pause_reading(self) -> None:
+        """Stop reading; the kernel's buffer fills, and TCP tells the broker."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Go on, in a later turn of the loop."""
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    async def close(self) -> None:
+        """Let what was written leave (at most 1 s), say goodbye, release everything."""
+        if self._state is _State.OPEN and self._transport is not None:
+            self._state = _State.CLOSING
+            self._receiver = None
+            self._flush()
+            self._transport.resume_reading()  # else the end of the stream would not be seen
+            self._transport.close()
+        elif self._state is not _State.CLOSING:
+            self.abort()
+            return
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._lost.wait()
+        except TimeoutError:
+            _LOGGER.debug("Closing with %d bytes not sent", self.backlog)
+        finally:
+            self._release()
+
+    def abort(self) -> None:
+        """Release everything now; what the kernel has not taken is dropped."""
+        self._release()
+        if self._connecting is not None:
+            self._connecting.cancel()
+
+    @property
+    def status(self) -> TransportStatus:
+        """Figures of the connection; after the end those of its last moment."""
+        return TransportStatus(
+            address=None if self._address is None else str(self._address),
+            version=self._version,
+            cipher=self._cipher,
+            handshake_ms=self._handshake_ms,
+            bytes_sent=self._bytes_sent,
+            bytes_received=self._bytes_received,
+        )
+
+    # asyncio's side
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.BaseProtocol."""
+        if not isinstance(transport, asyncio.Transport):
+            raise TypeError("Not a stream transport")
+        if self._state is not _State.CONNECTING:
+            transport.abort()
+            return
+        self._transport = transport
+        transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
+        session: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+        if session is not None:
+            self._version = session.version()
+            cipher = session.cipher()
+            self._cipher = None if cipher is None else cipher[0]
+
+    @override
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """See asyncio.BufferedProtocol."""
+        return self._view
+
+    @override
+    def buffer_updated(self, nbytes: int) -> None:
+        """See asyncio.BufferedProtocol."""
+        if self._receiver is not None:
+            self._bytes_received += nbytes
+            self._receiver.data_received(bytes(self._view[:nbytes]))
+
+    @override
+    def eof_received(self) -> None:
+        """See asyncio.BufferedProtocol."""
+        # asyncio would first wait until our own bytes have left, which may be never.
+        self._ended(BridgeError(ErrorCode.CLOSED_BY_BROKER, "The broker closed the TCP connection"))
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.BaseProtocol."""
+        self._lost.set()
+        if isinstance(exc, ssl.SSLError):
+            error = self._ssl_error(exc)
+        elif isinstance(exc, TimeoutError):
+            error = BridgeError(
+                ErrorCode.NO_ANSWER, "The network gave up on the TCP connection: nothing is acknowledged"
+            )
+        elif exc is not None:
+            error = BridgeError(ErrorCode.CLOSED_BY_BROKER, f"The TCP connection broke: {exc}")
+        else:
+            error = BridgeError(ErrorCode.CLOSED_BY_BROKER, "The broker closed the TCP connection")
+        self._ended(error)
+
+    @override
+    def pause_writing(self) -> None:
+        """See asyncio.BaseProtocol."""
+        self._check_backlog()
+
+    @override
+    def resume_writing(self) -> None:
+        """See asyncio.BaseProtocol."""
+        self._check_backlog()
+
+    # Steps
+
+    def _flush(self) -> None:
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+            self._flush_handle = None
+        if not self._outgoing or self._transport is None:
+            return
+        data = b"".join(self._outgoing)
+        self._outgoing.clear()
+        self._outgoing_size = 0
+        self._bytes_sent += len(data)
+        self._transport.write(data)
+        self._check_backlog()
+
+    def _check_backlog(self) -> None:
+        """Tell the session when the backlog crosses a mark; asyncio's own marks do not count what waits here."""
+        if self._receiver is None or self._state is not _State.OPEN:
+            return
+        if not self._writing_paused and self.backlog > HIGH_WATER:
+            self._writing_paused = True
+            self._receiver.pause_writing()
+        elif self._writing_paused and self.backlog <= LOW_WATER:
+            self._writing_paused = False
+            self._receiver.resume_writing()
+
+    def _ssl_error(self, error: ssl.SSLError) -> BridgeError:
+        tls = self._config.tls
+        if tls is None:
+            return BridgeError(ErrorCode.TLS_FAILED, str(error))
+        return ssl_error(error, self._server_name, tls)
+
+    def _ended(self, error: BridgeError) -> None:
+        """Release everything and tell the session, once."""
+        if self._end is None:
+            self._end = error
+            _LOGGER.debug("TCP ended: %s", error)
+        if self._state is _State.OPEN:
+            receiver = self._receiver
+            self._release()
+            if receiver is not None:
+                receiver.connection_lost(error)
+
+    def _release(self) -> None:
+        """Let go of everything, from any state."""
+        self._state = _State.CLOSED
+        self._receiver = None
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+            self._flush_handle = None
+        self._outgoing.clear()
+        self._outgoing_size = 0
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None

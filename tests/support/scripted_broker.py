@@ -1,0 +1,151 @@
+"""A broker over TCP that says exactly what a test tells it, packet by packet."""
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from .packets import (
+    Connack,
+    Connect,
+    PacketType,
+    Properties,
+    Publish,
+    Splitter,
+    decode_ack,
+    decode_subscribe,
+    encode_ack,
+    encode_suback,
+)
+
+TIMEOUT = 5.0
+
+
+class ScriptedConnection:
+    """One client of the scripted broker. Answers PINGREQ and SUBSCRIBE by itself, unless told not to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._splitter = Splitter()
+        self._packets: list[bytes] = []
+        self.connect = Connect()
+        self.filters: list[str] = []
+        self.answer_subscribe = True
+        self.pings = 0
+
+    @property
+    def v5(self) -> bool:
+        """Whether the client speaks MQTT 5."""
+        return self.connect.level & 0x7F == 5
+
+    async def handshake(
+        self, *, session_present: bool = False, code: int = 0, properties: Properties | None = None
+    ) -> None:
+        """Answer the client's CONNECT (read already)."""
+        answer = properties or {} if self.v5 else None
+        self.send(Connack(session_present=session_present, code=code, properties=answer).encode())
+
+    async def read_connect(self) -> None:
+        """Read the CONNECT."""
+        self.connect = Connect.decode(await self.receive())
+
+    async def receive(self) -> bytes:
+        """Return the next packet that is not a PINGREQ or an answered SUBSCRIBE; raises EOFError at the end."""
+        while True:
+            while not self._packets:
+                async with asyncio.timeout(TIMEOUT):
+                    data = await self._reader.read(65_536)
+                if not data:
+                    raise EOFError
+                self._packets = self._splitter.feed(data)
+            packet = self._packets.pop(0)
+            kind = packet[0] >> 4
+            if kind == PacketType.PINGREQ:
+                self.pings += 1
+                self.send(b"\xd0\x00")
+            elif kind == PacketType.SUBSCRIBE and self.answer_subscribe:
+                mid, subscriptions = decode_subscribe(packet, v5=self.v5)
+                self.filters += [item.topic_filter for item in subscriptions]
+                self.send(encode_suback(mid, [item.qos for item in subscriptions], v5=self.v5))
+            else:
+                return packet
+
+    async def receive_publish(self) -> Publish:
+        """Return the next packet, which must be a PUBLISH."""
+        packet = await self.receive()
+        assert packet[0] >> 4 == PacketType.PUBLISH, packet
+        return Publish.decode(packet, v5=self.v5)
+
+    async def expect(self, kind: PacketType, mid: int, code: int = 0) -> None:
+        """Take the next packet, which must be this acknowledgement."""
+        packet = await self.receive()
+        assert (PacketType(packet[0] >> 4), *decode_ack(packet)) == (kind, mid, code)
+
+    def send(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        self._writer.write(data)
+
+    def publish(self, topic: str, payload: bytes = b"", *, qos: int = 1, mid: int = 0, dup: bool = False) -> None:
+        """Send a PUBLISH."""
+        message = Publish(
+            topic=topic, payload=payload, qos=qos, packet_id=mid, dup=dup, properties={} if self.v5 else None
+        )
+        self.send(message.encode())
+
+    def ack(self, kind: PacketType, mid: int, code: int = 0) -> None:
+        """Send an acknowledgement."""
+        self.send(encode_ack(kind, mid, code))
+
+    async def barrier(self, other: ScriptedConnection, topic: str = "barrier") -> None:
+        """Make sure that all sent so far was handled: a QoS 0 message sent here must be the next to arrive there."""
+        self.publish(topic, b"barrier", qos=0)
+        arrived = await other.receive_publish()
+        assert (arrived.topic, arrived.payload) == (topic, b"barrier"), arrived
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self._writer.transport.abort()
+
+
+class ScriptedBroker:
+    """Listens on loopback; each connection is handed to the test."""
+
+    def __init__(self) -> None:
+        self._server: asyncio.Server | None = None
+        self._accepted: asyncio.Queue[ScriptedConnection] = asyncio.Queue()
+        self._all: list[ScriptedConnection] = []
+        self.port = 0
+
+    async def accept(self) -> ScriptedConnection:
+        """Return the next connection, its CONNECT read and not answered."""
+        async with asyncio.timeout(TIMEOUT):
+            connection = await self._accepted.get()
+            await connection.read_connect()
+            return connection
+
+    async def session(
+        self, *, session_present: bool = False, properties: Properties | None = None
+    ) -> ScriptedConnection:
+        """Return the next connection with a successful CONNACK sent."""
+        connection = await self.accept()
+        await connection.handshake(session_present=session_present, properties=properties)
+        return connection
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._on_connection, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for connection in self._all:
+            await connection.close()
+        await self._server.wait_closed()
+
+    async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = ScriptedConnection(reader, writer)
+        self._all.append(connection)
+        self._accepted.put_nowait(connection)
