@@ -40,3 +40,6 @@ async def quic_front(remote_broker: Mosquitto, certs: Certificates) -> AsyncIter
     """The remote broker over QUIC, in this process, with every fault at hand."""
     async with Front(remote_broker.address, certs.server.cert_file, certs.server.key_file) as front:
         yield front
+
+
+from .ha_fixtures import *  # noqa: E402, F403 # Home Assistant's rules, for the tests that use it

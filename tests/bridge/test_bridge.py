@@ -233,7 +233,7 @@ async def test_reconnect_on_request(running: Running, quic_front: Front) -> None
     running.bridge.reconnect(Side.REMOTE)
     await running.until(lambda status: status.remote.reconnects == 1 and status.state is BridgeState.RUNNING)
     assert running.bridge.status.local.reconnects == 0
-    assert quic_front.stats.from_client[PacketType.SUBSCRIBE] >= 2
+    await wait_until(lambda: quic_front.stats.from_client[PacketType.SUBSCRIBE] == 2, what="second SUBSCRIBE")
 
 
 async def test_two_bridges_do_not_disturb_each_other(

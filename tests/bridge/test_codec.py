@@ -127,7 +127,9 @@ def test_forwardable_properties_keeps_what_belongs_to_the_message() -> None:
     assert codec.forwardable_properties(alias + block + identifier) == block
 
 
-@pytest.mark.parametrize("block", [b"\x11\x00\x00\x00\x00", b"\x02\x00", b"\x03\x00\x05ab", b"\x26\x00\x01a", b"\x0b\x80"])
+@pytest.mark.parametrize(
+    "block", [b"\x11\x00\x00\x00\x00", b"\x02\x00", b"\x03\x00\x05ab", b"\x26\x00\x01a", b"\x0b\x80"]
+)
 def test_forwardable_properties_refuses_what_no_publish_carries(block: bytes) -> None:
     with pytest.raises(codec.MalformedPacketError):
         codec.forwardable_properties(block)

@@ -52,7 +52,9 @@ def test_matches(topic_filter: str, topic: str, expected: bool) -> None:
 
 levels = st.sampled_from(["a", "b", "", "+", "$x"])
 filters = st.builds(
-    lambda parts, tail: "/".join([*parts, "#"] if tail else parts), st.lists(levels, min_size=1, max_size=3), st.booleans()
+    lambda parts, tail: "/".join([*parts, "#"] if tail else parts),
+    st.lists(levels, min_size=1, max_size=3),
+    st.booleans(),
 )
 topics = st.lists(st.sampled_from(["a", "b", "", "$x", "c"]), min_size=1, max_size=4).map("/".join).filter(bool)
 

@@ -204,7 +204,10 @@ def refuse_filters(codes: Mapping[str, int]) -> tuple[Rule, Rule]:
 
 
 def swallow(direction: Direction, *types: PacketType, times: int | None = None, skip: int = 0) -> Rule:
-    """Do not forward packets: `swallow(Direction.TO_CLIENT, *ACKNOWLEDGEMENTS)` is a broker that stops acknowledging."""
+    """Do not forward packets.
+
+    `swallow(Direction.TO_CLIENT, *ACKNOWLEDGEMENTS)` is a broker that stops acknowledging.
+    """
     return Rule(direction=direction, types=types, apply=lambda *_: b"", times=times, skip=skip)
 
 

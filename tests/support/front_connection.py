@@ -2,105 +2,30 @@
 
 import asyncio
 from collections.abc import Callable
-import contextlib
 from typing import TYPE_CHECKING, override
 
-from aioquic.buffer import Buffer  # type: ignore[attr-defined]
 from aioquic.quic import events
-from aioquic.quic.connection import QuicConnection, QuicConnectionState
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
-    pull_quic_transport_parameters,
-    push_quic_transport_parameters,
 )
-from aioquic.quic.packet_builder import QuicPacketBuilder
-from aioquic.quic.recovery import QuicPacketSpace
-from aioquic.quic.stream import QuicStream
 from aioquic.tls import AlertDescription
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 
 from .front_policy import CloseSeen, Direction, PacketFilter, Rule, Stats
-from .packets import Connect, MalformedError, PacketType, decode_disconnect, encode_disconnect
+from .front_quic import MQTT_STREAM, FrontQuic, issued_by
+from .packets import Connect, PacketType, decode_disconnect, encode_disconnect
 from .udp import Address
 
 if TYPE_CHECKING:
     from .quic_front import Front
 
-MQTT_STREAM = 0
 HIGH_WATER = 256 * 1024
 LOW_WATER = 64 * 1024
 # EMQX says these with STOP_SENDING in place of a FIN.
 _STOP_SENDING_REASONS = frozenset({0x8E, 0x98})
+_OTHER_STREAM_BYTES = 64 * 1024
 _CLEAN_CLOSE_DELAY = 0.09
 _CONTROL = 1 << PacketType.CONNECT | 1 << PacketType.CONNACK | 1 << PacketType.DISCONNECT
-
-
-class FrontQuic(QuicConnection):
-    """A server connection whose receive windows follow what was consumed, with EMQX's transport parameters.
-
-    aioquic by itself doubles its windows whether the application reads or not, so that nothing would ever push back.
-    """
-
-    def __init__(self, *, window: int, want_client_certificate: bool, **arguments: object) -> None:
-        super().__init__(**arguments)  # type: ignore[arg-type]
-        self._window = window
-        self._want_client_certificate = want_client_certificate
-        self.consumed = 0
-        # msquic as EMQX sets it up: 10 bidirectional streams and one unidirectional.
-        self._local_max_streams_bidi.value = 10
-        self._local_max_streams_uni.value = 1
-
-    @override
-    def _initialize(self, peer_cid: bytes) -> None:
-        super()._initialize(peer_cid)
-        self.tls._request_client_certificate = self._want_client_certificate
-
-    @override
-    def _serialize_transport_parameters(self) -> bytes:
-        # EMQX sends no max_idle_timeout, so that the client's alone counts; aioquic always sends one.
-        parameters = pull_quic_transport_parameters(Buffer(data=super()._serialize_transport_parameters()))
-        parameters.max_idle_timeout = None
-        buffer = Buffer(capacity=512)
-        push_quic_transport_parameters(buffer, parameters)
-        return bytes(buffer.data)
-
-    @override
-    def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
-        if stream.stream_id == MQTT_STREAM:
-            limit = self.consumed + self._window
-            if limit - stream.max_stream_data_local >= self._window // 2:
-                stream.max_stream_data_local = limit
-            # Zero keeps the parent's doubling from happening.
-            highest, stream.receiver.highest_offset = stream.receiver.highest_offset, 0
-            try:
-                super()._write_stream_limits(builder, space, stream)
-            finally:
-                stream.receiver.highest_offset = highest
-        else:
-            super()._write_stream_limits(builder, space, stream)
-
-    @property
-    def mqtt_stream_open(self) -> bool:
-        """Whether the client opened the MQTT stream and not both sides of it are finished."""
-        return MQTT_STREAM in self._streams
-
-    @property
-    def unacknowledged(self) -> int:
-        """Bytes of the MQTT stream the client has not acknowledged yet."""
-        stream = self._streams.get(MQTT_STREAM)
-        return 0 if stream is None else stream.sender._buffer_stop - stream.sender._buffer_start
-
-    @property
-    def closed_by_peer(self) -> events.ConnectionTerminated | None:
-        """The client's CONNECTION_CLOSE, without waiting for the end of the draining period."""
-        return self._close_event if self._state is QuicConnectionState.DRAINING else None
-
-    @property
-    def peer_certificate(self) -> x509.Certificate | None:
-        """The client's certificate, if it sent one."""
-        return self.tls._peer_certificate
 
 
 class BrokerSide(asyncio.Protocol):
@@ -159,7 +84,7 @@ class FrontConnection:
         self.resumed = False
         self.early_data = False
         self.other_streams: dict[int, bytes] = {}
-        """What came on streams other than the MQTT stream."""
+        """What came on streams other than the MQTT stream, its first 64 KiB."""
         self._tcp: asyncio.Transport | None = None
         self._tcp_protocol: BrokerSide | None = None
         self._dial: asyncio.Task[None] | None = None
@@ -223,16 +148,30 @@ class FrontConnection:
         if self.ended:
             return b""
         if kind is PacketType.CONNECT and self.connect is None:
-            with contextlib.suppress(MalformedError, ValueError):
-                self.connect = Connect.decode(packet)
-                for stats in (self.stats, self.front.stats):
-                    stats.connects.append(self.connect)
-                if self.front.policy.on_connect is not None:
-                    self.front.policy.on_connect(self)
+            self._mqtt_connect(packet)
         elif kind is PacketType.DISCONNECT:
             for stats in (self.stats, self.front.stats):
                 stats.disconnects.append(decode_disconnect(packet))
         return self._apply_rules(Direction.TO_BROKER, kind, packet)
+
+    def _mqtt_connect(self, packet: bytes) -> None:
+        try:
+            connect = Connect.decode(packet)
+        except ValueError:
+            # Not MQTT: the broker shall say so.
+            return
+        self.connect = connect
+        for stats in (self.stats, self.front.stats):
+            stats.connects.append(connect)
+        self._take_over(connect.client_id)
+        if self.front.policy.on_connect is not None:
+            self.front.policy.on_connect(self)
+
+    def _take_over(self, client_id: str) -> None:
+        # EMQX tells the older connection so; mosquitto just hangs up.
+        for other in self.front.live:
+            if other is not self and other.connect is not None and other.connect.client_id == client_id != "":
+                other.kick(0x8E)
 
     def _from_broker(self, kind: PacketType, packet: bytes) -> bytes:
         if self.ended:
@@ -425,7 +364,7 @@ class FrontConnection:
             stats.handshakes += 1
         if policy.client_ca_pem is not None and not resumed:
             certificate = self.quic.peer_certificate
-            if certificate is None or not _issued_by(certificate, policy.client_ca_pem):
+            if certificate is None or not issued_by(certificate, policy.client_ca_pem):
                 alert = AlertDescription.unknown_ca if certificate else AlertDescription.certificate_required
                 self.close(QuicErrorCode.CRYPTO_ERROR + alert, frame_type=QuicFrameType.CRYPTO)
                 return
@@ -436,7 +375,7 @@ class FrontConnection:
 
     def _stream_data(self, stream_id: int, data: bytes, fin: bool) -> None:
         if stream_id != MQTT_STREAM:
-            self.other_streams[stream_id] = self.other_streams.get(stream_id, b"") + data
+            self.other_streams[stream_id] = (self.other_streams.get(stream_id, b"") + data)[:_OTHER_STREAM_BYTES]
             return
         if self._dial is None and self._tcp is None and not self.ended:
             self._dial = self.front.own(self._connect_broker())
@@ -468,8 +407,9 @@ class FrontConnection:
             return
         for stats in (self.stats, self.front.stats):
             stats.stop_sendings.append(code)
-        # aioquic has reset its side already.
+        # aioquic has reset its side already: nothing can be completed any more.
         self._fin_sent = True
+        self._down.cut()
         self.end_stream(fin=False, stop_sending=code)
         self._both_ended()
 
@@ -544,6 +484,7 @@ class FrontConnection:
         if protocol is self._tcp_protocol:
             self._tcp = None
             self._broker_eof = True
+            self._down.cut()
             self._forward_down()
 
     def _forward_up(self) -> None:
@@ -561,10 +502,9 @@ class FrontConnection:
             self._tcp.write_eof()
 
     def _forward_down(self) -> None:
-        if self.ended or not self._writing:
+        if self.ended:
             return
-        room = HIGH_WATER - self.quic.unacknowledged
-        if self._to_client and room > 0:
+        if self._to_client and self._writing and (room := HIGH_WATER - self.quic.unacknowledged) > 0:
             piece = bytes(self._to_client[:room])
             del self._to_client[:room]
             self.quic.send_stream_data(MQTT_STREAM, piece)
@@ -574,19 +514,10 @@ class FrontConnection:
                 self._tcp.pause_reading()
             elif not self._to_client and not self._tcp.is_reading():
                 self._tcp.resume_reading()
-        if self._broker_eof and not self._to_client:
+        if self._broker_eof and self._writing and not self._to_client:
             if self._broker_reason in _STOP_SENDING_REASONS and self.v5:
                 self.end_stream(fin=False, stop_sending=self._broker_reason)
             else:
                 self.end_stream()
             if self._fin_received:
                 self._both_ended()
-
-
-def _issued_by(certificate: x509.Certificate, ca_pem: str) -> bool:
-    authority = x509.load_pem_x509_certificate(ca_pem.encode())
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except ValueError, TypeError, InvalidSignature:
-        return False
-    return True

@@ -144,6 +144,11 @@ class PacketFilter:
         else:
             action()
 
+    def cut(self) -> None:
+        """The stream ended, if need be in the middle of a packet."""
+        self._skip = 0
+        self._whole()
+
     def _whole(self) -> None:
         waiting, self._waiting = self._waiting, []
         for action in waiting:

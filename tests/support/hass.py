@@ -56,6 +56,7 @@ class HomeAssistant(Service):
         self.folder = folder
         self.port = port
         self._log_level = log_level
+        self._old_log = self.log
 
     @property
     def url(self) -> str:
@@ -136,16 +137,19 @@ class HomeAssistant(Service):
             level = match["level"] if match else "ERROR"
             # Paths to this folder or the checkout may hold the word too.
             text = record.replace(str(self.folder), "").replace(str(CHECKOUT), "")
-            if not re.search(r"\bquic_bridge\b", text) or "[homeassistant.loader]" in text.partition("\n")[0]:
+            if re.search(r"\bquic_bridge\b", text) is None:
                 continue
             if level in {"ERROR", "CRITICAL"} or "Traceback (most recent" in text or "Detected " in text:
                 found.append(record)
         return found
 
     def records(self) -> list[str]:
-        """The log, cut into records: a line with a time, and all the lines that follow without one."""
+        """The log, cut into records: a line with a time, and all the lines that follow without one.
+
+        What the folder's log held before belongs to somebody else's run and is left out.
+        """
         records: list[str] = []
-        for line in self.log.splitlines():
+        for line in self.log.removeprefix(self._old_log).splitlines():
             if records and not _RECORD.match(line):
                 records[-1] += f"\n{line}"
             else:

@@ -130,12 +130,16 @@ class HomeAssistantApi:
 
     # What there is
 
-    async def running(self) -> bool:
-        """Whether Home Assistant has finished its start; raises ApiError when that ended in recovery mode."""
-        config = await self.get("/api/config")
-        if config["recovery_mode"]:
-            raise ApiError("Home Assistant is in recovery mode: see its log")
-        return bool(config["state"] == "RUNNING")
+    async def wait_running(self, timeout: float = TIMEOUT) -> None:  # noqa: ASYNC109
+        """Wait until Home Assistant has finished its start; raises ApiError when that ended in recovery mode."""
+        async with asyncio.timeout(timeout):
+            while True:
+                config = await self.get("/api/config")
+                if config["recovery_mode"]:
+                    raise ApiError("Home Assistant is in recovery mode: see its log")
+                if config["state"] == "RUNNING":
+                    return
+                await asyncio.sleep(0.1)
 
     async def entry(self, entry_id: str) -> Json:
         """Read a config entry: `state`, `disabled_by`, `title`, ..."""
@@ -184,7 +188,7 @@ class HomeAssistantApi:
                 case "form":
                     if result["errors"]:
                         raise FlowError(f"{handler}, step {result['step_id']}: {_reason(result)}")
-                    result = await self.post(path, _filled(result["data_schema"], answers))
+                    result = await self.post(path, fill_form(result["data_schema"], answers))
                 case "menu":
                     result = await self.post(path, {"next_step_id": answers[f"menu:{result['step_id']}"]})
                 case "progress" | "progress_done":
@@ -200,12 +204,13 @@ def _reason(result: Json) -> str:
     return f"{detail} {placeholders}" if placeholders else str(detail)
 
 
-def _filled(schema: list[Json], answers: Mapping[str, Json]) -> dict[str, Json]:
+def fill_form(schema: list[Json], answers: Mapping[str, Json]) -> dict[str, Json]:
+    """Fill a form as a person does who types `answers` and leaves the rest; raises FlowError if that is not enough."""
     values: dict[str, Json] = {}
     for field in schema:
         name = field["name"]
         if field.get("type") == "expandable":
-            values[name] = _filled(field["schema"], answers)
+            values[name] = fill_form(field["schema"], answers)
         elif name in answers:
             values[name] = answers[name]
         elif (value := _initial(field)) is not None:

@@ -132,7 +132,7 @@ class Mosquitto(Service):
         for _ in range(_ATTEMPTS):
             if not self._fixed_port:
                 self.port = free_port()
-            if self.options.tls is not None and not self.tls_port:
+            if self.options.tls is not None and not (self._fixed_port and self.tls_port):
                 self.tls_port = free_port()
             await self.spawn([program, "-c", self._write_configuration()], cwd=self.folder)
             if await self._ready():

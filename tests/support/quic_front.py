@@ -24,14 +24,17 @@ from aioquic.quic.packet import (
 )
 from aioquic.tls import SessionTicket
 
-from .front_connection import BrokerSide, FrontConnection, FrontQuic
+from .front_connection import BrokerSide, FrontConnection
 from .front_policy import Policy, Rule, Stats
+from .front_quic import FrontQuic
 from .processes import free_port, wait_until
 from .udp import Address, Impairment, UdpEndpoint
 
 HOST = "127.0.0.1"
 _STOP_TIMEOUT = 2.0
 _CID_LENGTH = 8
+_REMEMBERED = 100
+"""Connections kept in `connections`: what measures memory over many reconnects shall not find them all."""
 _IDLE_TIMEOUT = 24 * 3600.0
 """Not told to the client, whose own idle timeout alone counts, as with EMQX."""
 
@@ -42,7 +45,7 @@ class Front:
     """A QUIC listener that relays each connection's first stream to a broker over TCP.
 
     The port is chosen at the first start and stays the same over restarts. `policy` and `rules` hold for every
-    connection; `connections` are those of now and of the past, the newest last.
+    connection; `connections` are those of now and the latest of the past, the newest last.
     """
 
     host = HOST
@@ -297,9 +300,11 @@ class Front:
             session_ticket_fetcher=self._take_ticket if tickets else None,
             session_ticket_handler=self._give_ticket if tickets else None,
         )
-        connection = FrontConnection(self, quic, len(self.connections) + 1)
-        self.connections.append(connection)
         self.stats.connections += 1
+        connection = FrontConnection(self, quic, self.stats.connections)
+        self.connections.append(connection)
+        if len(self.connections) > _REMEMBERED and self.connections[0].closed:
+            del self.connections[0]
         self._routes[connection_id] = connection
         self._routes[quic.host_cid] = connection
         return connection

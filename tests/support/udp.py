@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 import heapq
 import itertools
 import random
@@ -42,7 +42,8 @@ class Impairment:
 
     def clear(self) -> None:
         """Make the network good again."""
-        self.__init__()  # type: ignore[misc]
+        for setting in fields(self):
+            setattr(self, setting.name, setting.default)
 
     @property
     def active(self) -> bool:

@@ -11,6 +11,7 @@ from .config import BridgeConfig, BrokerConfig
 from .forwarder import Forwarder
 from .link import Link
 from .routes import Direction, Router, subscriptions
+from .spool import Spool
 from .status import BridgeState, BridgeStatus, DropReason, LinkState, Side
 
 _LOGGER = logging.getLogger(__name__)
@@ -42,6 +43,10 @@ class Bridge:
             for direction in (Direction.TO_REMOTE, Direction.TO_LOCAL)
         )
         self._outbound, self._inbound = outbound, inbound
+        self._spool: Spool | None = None
+        if config.outbox is not None:
+            self._spool = Spool(config.outbox, outbound, self._changed)
+            outbound.use(self._spool)
         self._local = Link(
             Side.LOCAL,
             local,
@@ -71,6 +76,7 @@ class Bridge:
             remote=self._remote.status,
             outbound=self._outbound.status,
             inbound=self._inbound.status,
+            outbox=self._spool.status if self._spool is not None else None,
         )
 
     async def start(self) -> None:
@@ -78,6 +84,9 @@ class Bridge:
         if self._running:
             return
         self._running = True
+        if self._spool is not None:
+            # Before the first message can come: it must not pass those that wait in the file.
+            await self._spool.start()
         self._local.start()
         self._remote.start()
         self._timer = asyncio.get_running_loop().call_later(_COUNTER_INTERVAL, self._push_counters)
@@ -90,6 +99,10 @@ class Bridge:
             self._timer = None
         # The local side first: what it still gets acknowledged was accepted by the remote.
         await asyncio.gather(self._local.stop(), self._remote.stop())
+        self._outbound.close()
+        self._inbound.close()
+        if self._spool is not None:
+            await self._spool.stop()
 
     def reconnect(self, side: Side | None = None) -> None:
         """Connect one side (or both) anew at once; a wait for the next attempt is cut short."""

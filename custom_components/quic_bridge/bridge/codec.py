@@ -28,12 +28,13 @@ RETAIN: Final = 0x01
 MAX_REMAINING_LENGTH: Final = 268_435_455
 _LONGEST_PUBLISH_HEAD: Final = 5 + 2 + 65_535 + 2
 
+_MESSAGE_EXPIRY: Final = 0x02
 _TOPIC_ALIAS: Final = 0x23
 _SUBSCRIPTION_IDENTIFIER: Final = 0x0B
 # Length of the value of each property that a PUBLISH may carry; None: length-prefixed, see _skip_property.
 _PUBLISH_PROPERTY_SIZES: Final[dict[int, int | None]] = {
     0x01: 1,  # Payload Format Indicator
-    0x02: 4,  # Message Expiry Interval
+    _MESSAGE_EXPIRY: 4,
     0x03: None,  # Content Type
     0x08: None,  # Response Topic
     0x09: None,  # Correlation Data
@@ -164,6 +165,11 @@ class Framer:
         return head
 
 
+def header_length(packet: bytes) -> int:
+    """Length of the fixed header of a whole packet. Raises MalformedPacketError."""
+    return decode_length(packet, 1)[1]
+
+
 def publish_topic(header: int, packet: bytes) -> bytes:
     """Topic of a PUBLISH, undecoded. Raises MalformedPacketError when it is cut short."""
     start = header + 2
@@ -228,6 +234,21 @@ def forwardable_properties(block: bytes) -> bytes:
             kept.append(block[position:end])
         position = end
     return b"".join(kept)
+
+
+def expiry_offset(block: bytes) -> int | None:
+    """Where the four bytes of the Message Expiry Interval stand in a property block; None: it has none.
+
+    Raises MalformedPacketError.
+    """
+    position = 0
+    while position < len(block):
+        identifier = block[position]
+        if identifier == _MESSAGE_EXPIRY:
+            _skip_property(identifier, block, position + 1)
+            return position + 1
+        position = _skip_property(identifier, block, position + 1)
+    return None
 
 
 def _skip_property(identifier: int, block: bytes, position: int) -> int:

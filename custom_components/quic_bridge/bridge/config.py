@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Final
 
+from .outbox_model import OutboxLimits
 from .routes import Route
 
 DEFAULT_TCP_PORT: Final = 1883
@@ -90,9 +92,21 @@ class BackoffConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxConfig:
+    """Where and how much to keep on disk while the remote is away."""
+
+    path: Path
+    limits: OutboxLimits = field(default_factory=OutboxLimits)
+    delay: float = 2.0
+    """Seconds the remote must be away before messages go to disk; the local broker's session holds them until then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeConfig:
     """Everything about the bridge but the local broker, which is looked up afresh for each connection."""
 
     remote: BrokerConfig
     routes: tuple[Route, ...]
     backoff: BackoffConfig = BackoffConfig()
+    outbox: OutboxConfig | None = None
+    """None: what waits for the remote waits in the local broker's session, which keeps only so much."""

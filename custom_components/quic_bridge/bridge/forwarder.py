@@ -10,80 +10,32 @@ which the target has something to say, `_queue` (in order) those that the target
 lost its source session stays in `_flying` or `_queue` until it is delivered, an orphan.
 """
 
+import asyncio
 from collections import deque
-from collections.abc import Callable, Collection
-from enum import IntEnum, auto
+from collections.abc import Callable, Collection, Sequence
 import logging
 from typing import Final, override
 
 from . import codec
+from .message import Message, Stage, encode
+from .outbox import OutboxRow
 from .reasons import reason_text
-from .routes import Route, Router
+from .routes import Qos0Policy, Route, Router
 from .session import AckReceiver, MqttSession, PublishReceiver
+from .spool import Spool, SpoolOwner
 from .status import DirectionStatus, DropReason
 
 _LOGGER = logging.getLogger(__name__)
 
 _MAX_QUEUED_BYTES: Final = 64 * 1024 * 1024
+_MAX_QUEUED_QOS_0: Final = 1000
+_QUOTA_EXCEEDED: Final = 0x97
+_QUOTA_PAUSE: Final = 1.0
+_QUOTA_TRIES: Final = 60
 _PACKET_IDENTIFIER_IN_USE: Final = 0x91
 
 
-class _Stage(IntEnum):
-    """Where a message stands with the target."""
-
-    QUEUED = auto()
-    SENT = auto()
-    """PUBLISH written; PUBACK or PUBREC to come."""
-    STALE = auto()
-    """The target held an old message under this identifier; PUBREL written to clear it, then PUBLISH again."""
-    RECEIVED = auto()
-    """PUBREC has come; PUBREL not written yet."""
-    RELEASED = auto()
-    """PUBREL written; PUBCOMP to come."""
-    DONE = auto()
-    """The target is through with it (or it was dropped); only the source has something to say or hear yet."""
-
-
-class _Message:
-    """One QoS 1 or 2 message under way."""
-
-    __slots__ = (
-        "again",
-        "expected",
-        "first",
-        "header",
-        "mid",
-        "owed",
-        "packet",
-        "qos",
-        "released",
-        "route",
-        "stage",
-        "v5",
-    )
-
-    def __init__(self, mid: int, first: int, header: int, packet: bytes, route: Route | None, *, v5: bool) -> None:
-        self.mid = mid
-        self.first = first
-        self.header = header
-        self.packet = packet
-        """As it came from the source; empty when only its PUBREL is known (the bridge was restarted)."""
-        self.route = route
-        self.v5 = v5
-        self.qos = 0
-        """QoS towards the target, once sent."""
-        self.stage = _Stage.QUEUED
-        self.again = False
-        """It was written to the target before, in the target's present session."""
-        self.expected = bool(first & codec.DUP)
-        """The target may know it from before a restart of ours."""
-        self.owed = True
-        """The source waits for our acknowledgement; False: an orphan."""
-        self.released = False
-        """The source has sent PUBREL (QoS 2)."""
-
-
-class Forwarder(PublishReceiver, AckReceiver):
+class Forwarder(PublishReceiver, AckReceiver, SpoolOwner):
     """Carries messages from one broker (the source) to the other (the target)."""
 
     def __init__(self, name: str, router: Router, on_drop: Callable[[DropReason, str], None]) -> None:
@@ -93,23 +45,38 @@ class Forwarder(PublishReceiver, AckReceiver):
         self._on_drop = on_drop
         self._source: MqttSession | None = None
         self._target: MqttSession | None = None
-        self._owed: dict[int, _Message] = {}
-        self._flying: dict[int, _Message] = {}
-        self._queue: deque[_Message] = deque()
+        self._owed: dict[int, Message] = {}
+        self._flying: dict[int, Message] = {}
+        self._queue: deque[Message] = deque()
         self._queued_bytes = 0
         self._source_paused = False
         self._forwarded = 0
         self._bytes = 0
         self._dropped: dict[DropReason, int] = {}
+        self._spool: Spool | None = None
+        self._spool_timer: asyncio.TimerHandle | None = None
+        self._pause: asyncio.TimerHandle | None = None
+
+    def use(self, spool: Spool) -> None:
+        """Hand over to an Outbox while the target is away."""
+        self._spool = spool
+
+    def close(self) -> None:
+        """Cancel what is scheduled."""
+        for timer in (self._spool_timer, self._pause):
+            if timer is not None:
+                timer.cancel()
+        self._spool_timer = self._pause = None
 
     @property
     def status(self) -> DirectionStatus:
         """Counters since the start."""
+        spool = self._spool
         return DirectionStatus(
             forwarded=self._forwarded,
             bytes=self._bytes,
-            waiting=len(self._flying) + len(self._queue),
-            dropped=dict(self._dropped),
+            waiting=len(self._flying) + len(self._queue) + (spool.waiting if spool else 0),
+            dropped=self._dropped | spool.dropped if spool else dict(self._dropped),
         )
 
     # --- the source ---------------------------------------------------------------------------------------------------
@@ -122,6 +89,8 @@ class Forwarder(PublishReceiver, AckReceiver):
             # The source has forgotten what we owe it. What it gave us is delivered all the same.
             for message in list(self._owed.values()):
                 self._disown(message)
+            if self._spool is not None:
+                self._spool.source_session_lost()
         self._throttle()
 
     @override
@@ -147,27 +116,41 @@ class Forwarder(PublishReceiver, AckReceiver):
                 self._repeated(known)
                 return
             self._disown(known)  # the source gave up that message (it expired) and uses its identifier anew
-        message = _Message(mid, first, header, packet, route, v5=source.v5)
+        message = Message(mid, first, header, packet, route, v5=source.v5)
         self._owed[mid] = message
         if route is None:
             self._drop(message, DropReason.NO_ROUTE, topic.decode(errors="replace"))
             return
-        if self._queue or not self._send(message):
-            self._queue.append(message)
-            self._queued_bytes += len(packet)
-            if self._queued_bytes > _MAX_QUEUED_BYTES:
-                self._throttle()
+        spool = self._spool
+        if spool is not None and (spool.active or spool.has_receipt(mid)):
+            self._spool_new(spool, message)
+        elif self._queue or not self._send(message):
+            self._enqueue(message)
 
-    def _disown(self, message: _Message) -> None:
+    def _enqueue(self, message: Message) -> None:
+        """Let a message wait for the target."""
+        try:
+            message.wait()
+        except codec.MalformedPacketError as error:
+            self._drop(message, DropReason.REJECTED, str(error))
+            return
+        self._queue.append(message)
+        self._queued_bytes += len(message.packet)
+        if self._queued_bytes > _MAX_QUEUED_BYTES:
+            self._throttle()
+        if self._target is None:
+            self._plan_spooling()
+
+    def _disown(self, message: Message) -> None:
         """Owe the source nothing for a message any more; the target gets it all the same."""
         del self._owed[message.mid]
         message.owed = False
-        if message.stage is _Stage.RECEIVED:
+        if message.stage is Stage.RECEIVED and not message.spooling:
             self._release(message)
 
-    def _repeated(self, message: _Message) -> None:
+    def _repeated(self, message: Message) -> None:
         """Answer a PUBLISH that we have already, after the source came back."""
-        if message.stage is _Stage.DONE or (message.stage >= _Stage.RECEIVED and message.first & 0x04):
+        if message.stage is Stage.DONE or (message.stage >= Stage.RECEIVED and message.first & 0x04):
             self._acknowledge(message)
 
     @override
@@ -180,7 +163,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         mid = codec.publish_mid(header, len(topic), head)
         if mid in self._owed:
             self._disown(self._owed[mid])
-        message = self._owed[mid] = _Message(mid, first, header, b"", None, v5=False)
+        message = self._owed[mid] = Message(mid, first, header, b"", None, v5=False)
         self._drop(message, DropReason.TOO_LARGE, detail)
 
     @override
@@ -188,39 +171,63 @@ class Forwarder(PublishReceiver, AckReceiver):
         message = self._owed.get(mid)
         if message is None:
             # From before a restart of ours: the target knows more than we do.
-            message = _Message(mid, codec.PUBLISH | 0x04, 0, b"", None, v5=False)
+            message = Message(mid, codec.PUBLISH | 0x04, 0, b"", None, v5=False)
             message.qos = 2
-            message.stage = _Stage.RECEIVED
+            message.stage = Stage.RECEIVED
             self._owed[mid] = message
-            if mid in self._flying:
-                message.stage = _Stage.DONE  # an orphan has the identifier: it is not ours to touch
+            if mid in self._flying or (self._spool is not None and self._spool.has_receipt(mid)):
+                message.stage = Stage.DONE  # an orphan has the identifier, or the Outbox has the message
             else:
                 self._flying[mid] = message
         message.released = True
-        if message.stage is _Stage.DONE:
+        if message.stage is Stage.DONE:
             self._complete(message)
-        elif message.stage is _Stage.RECEIVED:
+        elif message.stage is Stage.RECEIVED and not message.spooling:
             self._release(message)
 
     # --- to the target ------------------------------------------------------------------------------------------------
 
     def _forward_qos_0(self, first: int, header: int, packet: bytes, route: Route | None) -> None:
-        target = self._target
+        target, spool = self._target, self._spool
+        source = self._source
         if route is None:
             self._count_drop(DropReason.NO_ROUTE, "QoS 0")
+            return
+        message = Message(0, first, header, packet, route, v5=source is not None and source.v5)
+        message.owed = False
+        behind = target is None or (spool is not None and (spool.active or spool.holding))
+        if route.qos_0 is not Qos0Policy.DROP and behind:
+            self._keep_qos_0(message, route.qos_0)
         elif target is None:
             self._count_drop(DropReason.DISCONNECTED, "QoS 0")
         else:
-            source = self._source
-            out = self._encode(target, first, header, packet, 0, 0, v5=source is not None and source.v5)
-            if len(out) > target.limits.max_packet:
-                self._count_drop(DropReason.TOO_LARGE, f"QoS 0, {len(out)} bytes")
-                return
-            target.write(out)
-            self._forwarded += 1
-            self._bytes += len(out)
+            self._write(target, message, 0)
 
-    def _send(self, message: _Message) -> bool:
+    def _keep_qos_0(self, message: Message, policy: Qos0Policy) -> None:
+        """Let a QoS 0 message wait for the target, as its route wants."""
+        spool = self._spool
+        if spool is not None and spool.usable:
+            if len(self._queue) + spool.waiting >= 10 * _MAX_QUEUED_QOS_0:
+                self._count_drop(DropReason.CONGESTED, "QoS 0")
+            elif spool.active:
+                self._spool_new(spool, message)
+            else:
+                self._enqueue(message)
+            return
+        waiting = [item for item in self._queue if not item.mid]
+        if policy is Qos0Policy.LATEST:
+            for item in waiting:
+                if item.topic == message.topic:
+                    self._queued_bytes += len(message.packet) - len(item.packet)
+                    item.first, item.header, item.packet = message.first, message.header, message.packet
+                    self._count_drop(DropReason.REPLACED, "QoS 0")
+                    return
+        if len(waiting) >= _MAX_QUEUED_QOS_0:
+            self._count_drop(DropReason.CONGESTED, "QoS 0")
+        else:
+            self._enqueue(message)
+
+    def _send(self, message: Message) -> bool:
         """Write a message to the target; False: not now."""
         target = self._target
         mid = message.mid
@@ -230,47 +237,41 @@ class Forwarder(PublishReceiver, AckReceiver):
             or len(self._flying) >= target.limits.window
             or mid in self._flying
             or mid in target.reserved
+            or self._pause is not None
+            or (self._spool is not None and self._spool.holding and message.row is None)
         ):
             return False
         route = message.route
-        assert route is not None  # noqa: S101 - messages without a route are dropped before
-        qos = min(message.first >> 1 & 3, route.max_qos, target.limits.max_qos)
+        if not message.packet:
+            self._flying[mid] = message
+            self._release(message)
+        elif route is None:
+            self._drop(message, DropReason.NO_ROUTE, message.topic)
+        elif message.expired:
+            self._drop(message, DropReason.EXPIRED, message.topic)
+        else:
+            self._write(target, message, min(message.source_qos, route.max_qos, target.limits.max_qos))
+        return True
+
+    def _write(self, target: MqttSession, message: Message, qos: int) -> None:
         # QoS 1 sent again in the same session says so (MQTT-3.3.1-1). QoS 2 does not: EMQX 6.2 and later drop a
         # PUBLISH with DUP whose identifier they do not know, and every receiver knows a QoS 2 repeat by its identifier.
         first = message.first & ~codec.DUP | (codec.DUP if message.again and qos == 1 else 0)
         try:
-            out = self._encode(target, first, message.header, message.packet, qos, mid, v5=message.v5)
+            out = encode(target, message, first, qos)
         except codec.MalformedPacketError as error:
             self._drop(message, DropReason.REJECTED, str(error))
-            return True
+            return
         if len(out) > target.limits.max_packet:
             self._drop(message, DropReason.TOO_LARGE, f"{len(out)} bytes, the broker takes {target.limits.max_packet}")
-            return True
+            return
         target.write(out)
         message.qos = qos
         if qos:
-            message.stage = _Stage.SENT
-            self._flying[mid] = message
+            message.stage = Stage.SENT
+            self._flying[message.mid] = message
         else:
             self._delivered(message)
-        return True
-
-    @staticmethod
-    def _encode(target: MqttSession, first: int, header: int, packet: bytes, qos: int, mid: int, *, v5: bool) -> bytes:
-        """PUBLISH as the target takes it; nearly always the very bytes that came."""
-        wanted = first & ~0x06 | qos << 1
-        if not target.limits.retain:
-            wanted &= ~codec.RETAIN
-        if v5 == target.v5 and (wanted ^ first) & 0x06 == 0:
-            plain = True
-            if v5:
-                position = header + 2 + (packet[header] << 8 | packet[header + 1]) + (2 if qos else 0)
-                plain = packet[position : position + 1] == b"\0"
-            if plain:
-                return packet if packet[0] == wanted else bytes((wanted,)) + packet[1:]
-        topic, _, properties, payload = codec.split_publish(first, header, packet, v5=v5)
-        forwarded = codec.forwardable_properties(properties) if target.v5 else None
-        return codec.encode_publish(wanted, topic, mid, forwarded, payload)
 
     def _pump(self) -> None:
         """Send what waits, in order, as far as the target lets us."""
@@ -280,39 +281,56 @@ class Forwarder(PublishReceiver, AckReceiver):
         if self._source_paused:
             self._throttle()
 
-    def _release(self, message: _Message) -> None:
+    def _release(self, message: Message) -> None:
         """Write PUBREL, or leave it to the target's return."""
-        message.stage = _Stage.RECEIVED
+        message.stage = Stage.RECEIVED
         if self._target is not None:
             self._target.write(codec.encode_ack(codec.PUBREL, message.mid))
-            message.stage = _Stage.RELEASED
+            message.stage = Stage.RELEASED
 
     # --- what the target says -----------------------------------------------------------------------------------------
 
     @override
     def target_attached(self, session: MqttSession) -> None:
         self._target = session
-        again: list[_Message] = []
-        for mid, message in list(self._flying.items()):
-            if message.stage >= _Stage.RECEIVED and session.session_present:
-                if message.released or not message.owed:
+        if self._spool_timer is not None:
+            self._spool_timer.cancel()
+            self._spool_timer = None
+        if self._spool is not None:
+            self._spool.target_attached()
+        self._resume(session, list(self._flying.values()))
+        self._pump()
+        self._throttle()
+
+    def _resume(self, session: MqttSession, messages: Sequence[Message]) -> None:
+        """Go on with messages that were under way when the target was lost, in their order, before all others."""
+        again: list[Message] = []
+        for message in messages:
+            if message.stage >= Stage.RECEIVED and session.session_present:
+                self._flying[message.mid] = message
+                if message.released or not (message.owed or message.row is not None):
                     self._release(message)
                 continue
-            del self._flying[mid]
+            self._flying.pop(message.mid, None)
             if message.packet:
-                message.again = session.session_present and message.stage is _Stage.SENT
-                message.stage = _Stage.QUEUED
+                message.again = session.session_present and message.stage is Stage.SENT
+                message.stage = Stage.QUEUED
                 again.append(message)
             else:
                 self._delivered(message)  # only its PUBREL was left, and the target has forgotten it
         self._queue.extendleft(reversed(again))
         self._queued_bytes += sum(len(message.packet) for message in again)
-        self._pump()
-        self._throttle()
 
     @override
     def target_lost(self) -> None:
         self._target = None
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        if self._spool is not None:
+            self._spool.target_lost()
+        if self._flying or self._queue:
+            self._plan_spooling()
         self._throttle()
 
     @override
@@ -337,63 +355,80 @@ class Forwarder(PublishReceiver, AckReceiver):
                 self._target.write(codec.encode_ack(codec.PUBREL, mid))
             _LOGGER.debug("%s: acknowledgement of unknown packet identifier %d", self._name, mid)
         elif packet_type == codec.PUBACK:
-            if message.qos == 1 and message.stage is _Stage.SENT:
+            if message.qos == 1 and message.stage is Stage.SENT:
                 self._landed(message, reason)
         elif packet_type == codec.PUBREC:
             self._received(message, reason)
-        elif message.stage is _Stage.RELEASED:
+        elif message.stage is Stage.RELEASED:
             self._landed(message, 0)  # also "packet identifier not found": it has been released before
-        elif message.stage is _Stage.STALE:
+        elif message.stage is Stage.STALE:
             del self._flying[mid]
-            message.stage = _Stage.QUEUED
+            message.stage = Stage.QUEUED
             self._requeue(message)
 
-    def _received(self, message: _Message, reason: int) -> None:
+    def _received(self, message: Message, reason: int) -> None:
         """Take a PUBREC."""
         if message.qos != 2:
             return
-        if message.stage is _Stage.RELEASED:
+        if message.stage is Stage.RELEASED:
             self._release(message)  # sent again by the target, which has not seen our PUBREL
-        elif message.stage is not _Stage.SENT:
+        elif message.stage is not Stage.SENT:
             return
         elif reason == _PACKET_IDENTIFIER_IN_USE and not message.again and not message.expected:
             # It cannot be this message, which is new: the identifier was left over when the source lost its session.
-            message.stage = _Stage.STALE
+            message.stage = Stage.STALE
             message.expected = True
             if self._target is not None:
                 self._target.write(codec.encode_ack(codec.PUBREL, message.mid))
         elif reason >= 0x80 and reason != _PACKET_IDENTIFIER_IN_USE:
             self._landed(message, reason)
+        elif message.row is not None and self._spool is not None:
+            message.stage = Stage.RECEIVED
+            self._spool.row_received(message)
         elif message.released or not message.owed:
             self._release(message)
         else:
-            message.stage = _Stage.RECEIVED
+            message.stage = Stage.RECEIVED
             self._acknowledge(message)
 
-    def _landed(self, message: _Message, reason: int) -> None:
+    def _landed(self, message: Message, reason: int) -> None:
         """Finish with the target: PUBACK, PUBCOMP, or a PUBREC that refuses."""
         del self._flying[message.mid]
         if reason < 0x80:
             self._delivered(message)
+        elif reason == _QUOTA_EXCEEDED and message.tries < _QUOTA_TRIES:
+            self._try_later(message)
         else:
             self._drop(message, DropReason.REJECTED, f"the broker said {reason_text(reason)}")
         if self._queue:
             self._pump()
 
-    def _requeue(self, message: _Message) -> None:
+    def _requeue(self, message: Message) -> None:
         self._queue.appendleft(message)
         self._queued_bytes += len(message.packet)
         self._pump()
 
+    def _try_later(self, message: Message) -> None:
+        """Give a target that is over its quota time: that passes, so the message is not dropped."""
+        message.tries += 1
+        message.stage = Stage.QUEUED
+        if self._pause is None:
+            self._pause = asyncio.get_running_loop().call_later(_QUOTA_PAUSE, self._pause_over)
+        self._requeue(message)
+
+    def _pause_over(self) -> None:
+        self._pause = None
+        self._pump()
+
     # --- back to the source -------------------------------------------------------------------------------------------
 
-    def _delivered(self, message: _Message) -> None:
+    def _delivered(self, message: Message) -> None:
         if message.packet:
             self._forwarded += 1
             self._bytes += len(message.packet)
         self._finish(message)
 
-    def _drop(self, message: _Message, reason: DropReason, detail: str) -> None:
+    def _drop(self, message: Message, reason: DropReason, detail: str) -> None:
         self._count_drop(reason, detail)
         self._finish(message)
 
@@ -401,9 +436,11 @@ class Forwarder(PublishReceiver, AckReceiver):
         self._dropped[reason] = self._dropped.get(reason, 0) + 1
         self._on_drop(reason, detail)
 
-    def _finish(self, message: _Message) -> None:
+    def _finish(self, message: Message) -> None:
         """Settle with the source what the target has no more part in."""
-        message.stage = _Stage.DONE
+        message.stage = Stage.DONE
+        if message.row is not None and self._spool is not None:
+            self._spool.row_done(message.row)
         if not message.owed:
             return
         if message.first & 0x04 and message.released:
@@ -411,7 +448,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         else:
             self._acknowledge(message)
 
-    def _acknowledge(self, message: _Message) -> None:
+    def _acknowledge(self, message: Message) -> None:
         """Write PUBACK or PUBREC. With the source away it stays owed, and is answered when the source repeats it."""
         source = self._source
         if source is None:
@@ -422,11 +459,114 @@ class Forwarder(PublishReceiver, AckReceiver):
             source.write(codec.encode_ack(codec.PUBACK, message.mid))
             del self._owed[message.mid]
 
-    def _complete(self, message: _Message) -> None:
-        """Write PUBCOMP."""
-        if self._source is not None:
+    def _complete(self, message: Message) -> None:
+        """Write PUBCOMP, once the Outbox knows that it will not hear of the message again."""
+        if self._spool is not None and self._spool.has_receipt(message.mid):
+            self._spool.remove_receipt(message.mid)
+        elif self._source is not None:
             self._source.write(codec.encode_ack(codec.PUBCOMP, message.mid))
             del self._owed[message.mid]
+
+    # --- the Outbox ---------------------------------------------------------------------------------------------------
+
+    def _plan_spooling(self) -> None:
+        """Take over from the source's queue when the target stays away, or sooner when that might overflow."""
+        spool = self._spool
+        if spool is None or not spool.usable or spool.active:
+            return
+        source = self._source
+        if source is not None and len(self._queue) > source.config.window // 2:
+            self._begin_spooling()
+        elif self._spool_timer is None:
+            self._spool_timer = asyncio.get_running_loop().call_later(spool.delay, self._begin_spooling)
+
+    def _begin_spooling(self) -> None:
+        if self._spool_timer is not None:
+            self._spool_timer.cancel()
+            self._spool_timer = None
+        spool = self._spool
+        if spool is None or self._target is not None:
+            return
+        moved = [message for message in self._flying.values() if message.row is None]
+        for message in moved:
+            del self._flying[message.mid]
+        rows = deque(message for message in self._queue if message.row is not None)
+        moved += [message for message in self._queue if message.row is None]
+        self._queue = rows
+        self._queued_bytes = sum(len(message.packet) for message in rows)
+        spool.begin(moved)
+        self._throttle()
+
+    def _spool_new(self, spool: Spool, message: Message) -> None:
+        if message.owed and spool.has_receipt(message.mid):
+            message.stage = Stage.DONE  # taken over before a restart of ours; the source did not hear
+            self._acknowledge(message)
+            return
+        try:
+            message.wait()
+            message.stored()
+        except codec.MalformedPacketError as error:
+            self._drop(message, DropReason.REJECTED, str(error))
+            return
+        spool.take(message)
+
+    @override
+    def spooled(self, message: Message) -> None:
+        message.spooling = False
+        known = message.stage >= Stage.RECEIVED and not message.released
+        if known:
+            message.stage = Stage.DONE  # the source has its PUBREC already
+        else:
+            self._finish(message)
+
+    @override
+    def feed(self, rows: Sequence[OutboxRow]) -> None:
+        for row in rows:
+            packet = row.packet
+            header = codec.header_length(packet) if packet else 0
+            first = packet[0] if packet else codec.PUBLISH | 0x04
+            route = self._router.find(codec.publish_topic(header, packet)) if packet else None
+            message = Message(row.mid, first, header, packet, route, v5=True)
+            message.owed = False
+            message.row = row.seq
+            message.expected = True
+            message.released = row.released
+            message.expires_at = row.expires_at
+            if row.released:
+                message.qos = 2
+                message.stage = Stage.RECEIVED
+            self._queue.append(message)
+            self._queued_bytes += len(packet)
+        self._pump()
+
+    @override
+    def row_received(self, message: Message) -> None:
+        message.released = True
+        if self._flying.get(message.mid) is message and message.stage is Stage.RECEIVED:
+            self._release(message)
+
+    @override
+    def receipt_removed(self, mid: int) -> None:
+        message = self._owed.get(mid)
+        if message is not None and message.released and message.stage is Stage.DONE:
+            self._complete(message)
+
+    @override
+    def give_back(self, messages: Sequence[Message]) -> None:
+        target = self._target
+        started = [message for message in messages if message.stage is not Stage.QUEUED]
+        waiting = [message for message in messages if message.stage is Stage.QUEUED]
+        if target is not None:
+            self._resume(target, started)
+        else:
+            self._flying |= {message.mid: message for message in started}
+        self._queue.extend(waiting)
+        self._queued_bytes += sum(len(message.packet) for message in waiting)
+        self._pump()
+
+    @override
+    def direct(self) -> None:
+        self._pump()
 
     # --- back-pressure ------------------------------------------------------------------------------------------------
 
@@ -438,7 +578,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         congested = self._target is not None and self._target.congested
         full = self._queued_bytes > (_MAX_QUEUED_BYTES // 2 if self._source_paused else _MAX_QUEUED_BYTES)
         if full and not congested:
-            full = not any(message.stage is _Stage.RECEIVED for message in self._flying.values())
+            full = not any(message.stage is Stage.RECEIVED for message in self._flying.values())
         pause = congested or full
         if self._source is not None and pause != self._source_paused:
             self._source_paused = pause

@@ -45,6 +45,9 @@ __all__ = [
     "OutboxRow",
 ]
 
+type _Packet = bytes
+"""Where the class has a property of the name `bytes`."""
+
 _DEFAULT_LIMITS: Final = OutboxLimits()
 
 
@@ -178,7 +181,7 @@ class Outbox:
         """
         return await self._run(lambda: self._checked().expire())
 
-    async def find(self, source_mid: int, packet: bytes) -> bool:
+    async def find(self, source_mid: int, packet: _Packet) -> bool:
         """Tell whether the QoS 1 message that the local broker sends again (DUP) is still here.
 
         It compares the newest row of that identifier with `packet` byte by byte, but for the DUP flag: so `packet`
@@ -187,7 +190,10 @@ class Outbox:
         return await self._run(lambda: self._checked().find(source_mid, packet))
 
     async def remove_receipts(self, mids: Collection[int]) -> None:
-        """Forget receipts: PUBREL has come. When this returns, and not before, PUBCOMP may be sent. Raises OutboxError."""
+        """Forget receipts: PUBREL has come. When this returns, and not before, PUBCOMP may be sent.
+
+        Raises OutboxError.
+        """
         await self._run(lambda: self._checked().remove_receipts(mids))
 
     async def forget_local_session(self) -> None:

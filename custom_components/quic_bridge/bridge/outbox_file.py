@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 import errno
 from itertools import batched
 import os
 from pathlib import Path
 import sqlite3
 import struct
-import time
 from typing import Final
 import zlib
 
@@ -20,7 +20,9 @@ type Row = tuple[int, int, int, int, int, int, int, int, float, float | None, in
 COLUMNS: Final = (
     "seq, mid, qos, given, latest, released, source_mid, size, created_at, expires_at, checksum, topic, packet"
 )
-INSERT: Final = f"INSERT INTO messages ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_VALUES: Final = f"INTO messages ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)"
+INSERT: Final = f"INSERT {_VALUES}"
+REPLACE: Final = f"REPLACE {_VALUES}"
 MAX_SEQ: Final = 2**62
 
 _APPLICATION_ID: Final = int.from_bytes(b"QBox")
@@ -74,6 +76,16 @@ _FAULTS: Final = {
     sqlite3.SQLITE_CORRUPT: OutboxFault.CORRUPT,
     sqlite3.SQLITE_NOTADB: OutboxFault.CORRUPT,
 }
+_NOT_DAMAGE: Final = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_CANTOPEN,
+}
+"""Errors while reading a damaged file that say nothing about what is in it."""
 _OS_FAULTS: Final = {
     errno.ENOSPC: OutboxFault.DISK_FULL,
     errno.EDQUOT: OutboxFault.DISK_FULL,
@@ -152,27 +164,32 @@ def connect(path: Path) -> sqlite3.Connection:
             "trusted_schema = OFF",
         ):
             db.execute(f"PRAGMA {pragma}").fetchall()
-        application: int = db.execute("PRAGMA application_id").fetchone()[0]
-        version: int = db.execute("PRAGMA user_version").fetchone()[0]
-        names = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
-        if application == version == 0 and not names:
-            db.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA:
-                db.execute(statement)
-            db.execute("COMMIT")
-        elif application != _APPLICATION_ID or version < _VERSION:
-            raise DamagedError(f"{path.name} is not an Outbox")
-        elif version > _VERSION:
-            raise OutboxError(
-                OutboxFault.TOO_NEW,
-                f"{path.name} was written by a later version of this integration (format {version}, known: {_VERSION})",
-            )
-        elif names != _NAMES:
-            raise DamagedError(f"{path.name} lacks its tables")
+        _check_format(db, path.name)
     except BaseException:
         db.close()
         raise
     return db
+
+
+def _check_format(db: sqlite3.Connection, name: str) -> None:
+    """Give a new file its tables; raise DamagedError or OutboxError for one that cannot be used."""
+    application: int = db.execute("PRAGMA application_id").fetchone()[0]
+    version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    found = {row[0] for row in db.execute("SELECT name FROM sqlite_schema")}
+    if application == version == 0 and not found:
+        db.execute("BEGIN IMMEDIATE")
+        for statement in _SCHEMA:
+            db.execute(statement)
+        db.execute("COMMIT")
+    elif application != _APPLICATION_ID or version < _VERSION:
+        raise DamagedError(f"{name} is not an Outbox")
+    elif version > _VERSION:
+        raise OutboxError(
+            OutboxFault.TOO_NEW,
+            f"{name} was written by a later version of this integration (format {version}, known: {_VERSION})",
+        )
+    elif found != _NAMES:
+        raise DamagedError(f"{name} lacks its tables")
 
 
 def prepare(path: Path) -> None:
@@ -205,7 +222,9 @@ def rescue(path: Path, why: str) -> OutboxRescue:
     moved_to = _move_aside(path)
     rescued.rename(path)
     _sync_folder(path)
-    for extra in sorted(path.parent.glob(f"{path.name}.corrupt-*[0-9]"))[:-_CORRUPT_KEPT]:
+    # The names sort by time, unless the clock was put back: the one just made stays in any case.
+    earlier = sorted(set(path.parent.glob(f"{path.name}.corrupt-*[0-9]")) - {moved_to})
+    for extra in earlier[: 1 - _CORRUPT_KEPT]:
         _unlink((extra, *_beside(extra)))
     return OutboxRescue(moved_to=moved_to, rows=rows, damaged=damaged, receipts_lost=receipts_lost, text=why)
 
@@ -235,12 +254,16 @@ def _copy(old: sqlite3.Connection, new: sqlite3.Connection) -> tuple[int, int, b
         for (mid,) in old.execute("SELECT mid FROM receipts"):
             if isinstance(mid, int) and 1 <= mid <= MAX_MID:
                 receipts.append((mid,))
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
+        _raise_unless_damage(error)
         receipts_lost = True
-    with suppress(sqlite3.DatabaseError):
+    try:
         found = old.execute("SELECT sent_upto, source_from FROM state WHERE id = 0").fetchone()
-        if found is not None and all(isinstance(value, int) and 0 <= value < MAX_SEQ for value in found):
-            state = found
+    except sqlite3.DatabaseError as error:
+        _raise_unless_damage(error)
+        found = None
+    if found is not None and all(isinstance(value, int) and 0 <= value < MAX_SEQ for value in found):
+        state = found
     new.execute("BEGIN IMMEDIATE")
     new.executemany("INSERT INTO receipts VALUES (?)", receipts)
     new.execute("UPDATE state SET sent_upto = ?, source_from = ?", state)
@@ -263,7 +286,8 @@ def _readable_rows(db: sqlite3.Connection, damaged: set[int]) -> Iterator[Row]:
                 if row[0] > after:
                     after = row[0]
                     yield row
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
+            _raise_unless_damage(error)
             gap = _unreadable_gap(db, after)
             if gap is None:
                 return
@@ -278,7 +302,8 @@ def _unreadable_gap(db: sqlite3.Connection, after: int) -> int | None:
     def readable(step: int) -> bool:
         try:
             db.execute(f"SELECT {COLUMNS} FROM messages WHERE seq > ? ORDER BY seq LIMIT 1", (after + step,)).fetchone()  # noqa: S608
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
+            _raise_unless_damage(error)
             return False
         return True
 
@@ -297,11 +322,13 @@ def _unreadable_gap(db: sqlite3.Connection, after: int) -> int | None:
     return good
 
 
+def _raise_unless_damage(error: sqlite3.DatabaseError) -> None:
+    if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _NOT_DAMAGE:
+        raise error
+
+
 def _move_aside(path: Path) -> Path:
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    number = 0
-    while (aside := path.with_name(f"{path.name}.corrupt-{stamp}-{number}")).exists():
-        number += 1
+    aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
     # In this order: a log without its file is what `prepare` knows how to clear up.
     path.rename(aside)
     with suppress(FileNotFoundError):

@@ -45,6 +45,8 @@ class OutboxFault(StrEnum):
     """Written by a later version of this integration."""
     IN_USE = "in_use"
     """Another process, or another bridge, has the file open."""
+    FULL = "full"
+    """At its bound, with the policy to refuse new messages."""
     CLOSED = "closed"
     """Not open: before `open`, or after `close`."""
 

@@ -15,6 +15,16 @@ class Direction(StrEnum):
     BOTH = "both"
 
 
+class Qos0Policy(StrEnum):
+    """What becomes of QoS 0 messages while the target is away."""
+
+    DROP = "drop"
+    LATEST = "latest"
+    """Keep the newest message of each topic: what a dashboard wants."""
+    QUEUE = "queue"
+    """Keep all, within bounds."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """One rule: messages that match `topic_filter` cross in `direction`, under the same topic."""
@@ -24,6 +34,7 @@ class Route:
     direction: Direction
     topic_filter: str
     max_qos: int = 2
+    qos_0: Qos0Policy = Qos0Policy.DROP
 
     def goes(self, direction: Direction) -> bool:
         """Whether the route carries messages this way (`direction` is one of the two ways, not BOTH)."""

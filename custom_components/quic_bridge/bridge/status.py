@@ -5,6 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from .errors import ErrorCode
+from .outbox_model import OutboxFault
 
 
 class Side(StrEnum):
@@ -57,6 +58,14 @@ class DropReason(StrEnum):
     """The broker acknowledged with an error (not authorised, topic invalid, ...)."""
     NO_ROUTE = "no_route"
     """Delivered by the broker although no route matches (left over from an earlier configuration)."""
+    EXPIRED = "expired"
+    """Its Message Expiry Interval ran out while it waited here."""
+    OUTBOX_FULL = "outbox_full"
+    """Fell over the Outbox's bound of messages or bytes."""
+    TOO_OLD = "too_old"
+    """Waited in the Outbox for longer than it keeps messages."""
+    REPLACED = "replaced"
+    """QoS 0: a newer message of the same topic took its place while the target was away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +134,19 @@ class DirectionStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxStatus:
+    """The queue on disk for outbound messages while the remote is away."""
+
+    messages: int = 0
+    bytes: int = 0
+    oldest: datetime | None = None
+    """When the first of the waiting messages came in."""
+    error: str | None = None
+    """What keeps the Outbox from working (English); None: it works. The local broker's queue stands in."""
+    fault: OutboxFault | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeStatus:
     """The whole bridge at one moment."""
 
@@ -136,3 +158,5 @@ class BridgeStatus:
     """Local to remote."""
     inbound: DirectionStatus = DirectionStatus()
     """Remote to local."""
+    outbox: OutboxStatus | None = None
+    """None: the bridge runs without one."""

@@ -197,7 +197,8 @@ def ssl_error(error: ssl.SSLError, server_name: str, tls: TlsConfig) -> BridgeEr
     """Name what went wrong with TLS over TCP."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return certificate_error(error.verify_code, error.verify_message, server_name, own_authority=tls.ca is not None)
-    reason = error.reason or str(error)
+    # Errors that are raised in Python have none.
+    reason: str = getattr(error, "reason", None) or str(error)
     if reason in _MISSING_CERTIFICATE_ALERTS or (reason in _CERTIFICATE_ALERTS and tls.certificate is None):
         return BridgeError(
             ErrorCode.CLIENT_CERTIFICATE_REQUIRED,

@@ -32,7 +32,7 @@ STREAM_ID: Final = 0
 """The one stream: the first bidirectional one a client opens."""
 FOREIGN_STREAMS: Final = 8
 """Streams of each kind that the peer may have open; nothing that it sends there is kept."""
-ACK_DELAY: Final = 0.02
+ACK_DELAY: Final = 0.015
 """Seconds that the acknowledgement of a lone packet waits for company; we announce at most 25 ms (max_ack_delay)."""
 ACK_SOON: Final = 0.001
 """... and of several: as long as aioquic gives each."""
@@ -203,10 +203,10 @@ class ClientConnection(QuicConnection):
     # What the driver asks
 
     def hasten_ack(self, now: float) -> None:
-        """After a burst: acknowledge soon if a second packet waits for it (RFC 9000 section 13.2.2)."""
-        if self._unanswered < 2:
-            return
+        """After a burst: acknowledge soon if more than one packet waits for it, or one is missing (RFC 9000 13.2)."""
         space = self._spaces[tls.Epoch.ONE_RTT]
+        if self._unanswered < 2 and len(space.ack_queue) < 2:
+            return
         if space.ack_at is not None and space.ack_at > now + ACK_SOON:
             space.ack_at = now + ACK_SOON
 
@@ -293,6 +293,11 @@ class ClientConnection(QuicConnection):
         return self._packet_number
 
     @property
+    def key_phase(self) -> int:
+        """Which of the two key phases is in use (RFC 9001 section 6)."""
+        return self._cryptos[tls.Epoch.ONE_RTT].key_phase
+
+    @property
     def version_name(self) -> str | None:
         """The negotiated version."""
         return None if self._version is None else _VERSION_NAMES.get(self._version, hex(self._version))
@@ -300,7 +305,7 @@ class ClientConnection(QuicConnection):
     @property
     def cipher_name(self) -> str | None:
         """The negotiated cipher suite."""
-        schedule = self.tls.key_schedule
+        schedule = self.tls.key_schedule if self._connect_called else None
         return None if schedule is None else schedule.cipher_suite.name
 
     def is_stateless_reset(self, datagram: bytes) -> bool:

@@ -6,7 +6,7 @@ import logging
 import socket
 from typing import Final
 
-from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
 from aioquic.quic.packet import QuicProtocolVersion
 
 from ..config import BrokerConfig, TlsConfig, TransportKind
@@ -19,6 +19,8 @@ from .base import TransportReceiver
 from .quic_driver import QuicDriver
 
 ALPN: Final = "mqtt"
+CONGESTION_CONTROLS: Final = frozenset({"reno", "cubic"})
+"""What aioquic offers."""
 RECEIVE_WINDOW: Final = 256 * 1024
 """Bytes the broker may send ahead of what the session took."""
 READ_SIZE: Final = 16 * 1024
@@ -147,6 +149,14 @@ class QuicTransport:
 
     def _configuration(self, name: str, identity: ClientIdentity | None) -> QuicConfiguration:
         quic = self._config.quic
+        if quic.max_datagram_size < SMALLEST_MAX_DATAGRAM_SIZE:
+            raise BridgeError(
+                ErrorCode.CONFIGURATION, f"QUIC datagrams cannot be smaller than {SMALLEST_MAX_DATAGRAM_SIZE} bytes"
+            )
+        if quic.congestion_control not in CONGESTION_CONTROLS:
+            raise BridgeError(
+                ErrorCode.CONFIGURATION, f"There is no congestion control {quic.congestion_control!r} for QUIC"
+            )
         configuration = QuicConfiguration(
             alpn_protocols=[ALPN],
             congestion_control_algorithm=quic.congestion_control,

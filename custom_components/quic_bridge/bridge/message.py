@@ -1,0 +1,145 @@
+"""A message under way, and its bytes as the target takes them."""
+
+from enum import IntEnum, auto
+import math
+import time
+from typing import Final
+
+from . import codec
+from .routes import Route
+from .session import MqttSession
+
+_QOS_BITS: Final = 0x06
+
+
+class Stage(IntEnum):
+    """Where a message stands with the target."""
+
+    QUEUED = auto()
+    SENT = auto()
+    """PUBLISH written; PUBACK or PUBREC to come."""
+    STALE = auto()
+    """The target held an old message under this identifier; PUBREL written to clear it, then PUBLISH again."""
+    RECEIVED = auto()
+    """PUBREC has come; PUBREL not written yet."""
+    RELEASED = auto()
+    """PUBREL written; PUBCOMP to come."""
+    DONE = auto()
+    """The target is through with it (or it was dropped, or taken over by the Outbox); only the source is left."""
+
+
+class Message:
+    """One message under way."""
+
+    __slots__ = (
+        "again",
+        "expected",
+        "expires_at",
+        "first",
+        "header",
+        "mid",
+        "owed",
+        "packet",
+        "qos",
+        "released",
+        "route",
+        "row",
+        "spooling",
+        "stage",
+        "tries",
+        "v5",
+    )
+
+    def __init__(self, mid: int, first: int, header: int, packet: bytes, route: Route | None, *, v5: bool) -> None:
+        """Take a PUBLISH as it came from the source."""
+        self.mid = mid
+        """Packet identifier, at both brokers; 0 for QoS 0."""
+        self.first = first
+        self.header = header
+        self.packet = packet
+        """As it came from the source; empty when only its PUBREL is known (the bridge was restarted)."""
+        self.route = route
+        self.v5 = v5
+        self.qos = 0
+        """QoS towards the target, once sent."""
+        self.stage = Stage.QUEUED
+        self.again = False
+        """It was written to the target before, in the target's present session."""
+        self.expected = bool(first & codec.DUP)
+        """The target may know it from before a restart of ours."""
+        self.owed = True
+        """The source waits for our acknowledgement; False: an orphan, or a row of the Outbox."""
+        self.released = False
+        """The source has sent PUBREL (QoS 2); for a row: the file knows that PUBREC has come."""
+        self.row: int | None = None
+        """Its place in the Outbox, for a message that comes from there."""
+        self.spooling = False
+        """It is on its way into the Outbox, which will see to the target."""
+        self.expires_at: float | None = None
+        """Unix time at which its Message Expiry Interval ends; known for messages that had to wait."""
+        self.tries = 0
+        """How often the target said that it has no room for it."""
+
+    @property
+    def source_qos(self) -> int:
+        """QoS with which the source sent it."""
+        return self.first >> 1 & 3
+
+    @property
+    def topic(self) -> str:
+        """The topic, for people."""
+        return codec.publish_topic(self.header, self.packet).decode(errors="replace") if self.packet else ""
+
+    def wait(self) -> None:
+        """Note when it will expire, as it cannot be sent at once. Raises MalformedPacketError."""
+        if not self.v5:
+            return
+        _, _, properties, _ = codec.split_publish(self.first, self.header, self.packet, v5=True)
+        offset = codec.expiry_offset(properties)
+        if offset is not None:
+            self.expires_at = time.time() + int.from_bytes(properties[offset : offset + 4])
+
+    @property
+    def expired(self) -> bool:
+        """Whether its Message Expiry Interval is over."""
+        return self.expires_at is not None and self.expires_at <= time.time()
+
+    def stored(self) -> bytes:
+        """Encode the packet for the Outbox: MQTT 5 whatever the source speaks, and without DUP.
+
+        Raises MalformedPacketError.
+        """
+        first = self.first & ~codec.DUP
+        if self.v5:
+            return self.packet if first == self.packet[0] else bytes((first,)) + self.packet[1:]
+        topic, mid, _, payload = codec.split_publish(self.first, self.header, self.packet, v5=False)
+        return codec.encode_publish(first, topic, mid, b"", payload)
+
+
+def encode(target: MqttSession, message: Message, first: int, qos: int) -> bytes:
+    """PUBLISH as the target takes it; nearly always the very bytes that came.
+
+    `first` is the first byte with the wanted DUP. Raises MalformedPacketError.
+    """
+    packet, header, v5 = message.packet, message.header, message.v5
+    wanted = first & ~_QOS_BITS | qos << 1
+    if not target.limits.retain:
+        wanted &= ~codec.RETAIN
+    if v5 == target.v5 and (wanted ^ first) & _QOS_BITS == 0 and message.row is None:
+        plain = True
+        if v5:
+            position = header + 2 + (packet[header] << 8 | packet[header + 1]) + (2 if qos else 0)
+            plain = packet[position : position + 1] == b"\0"
+        if plain:
+            return packet if packet[0] == wanted else bytes((wanted,)) + packet[1:]
+    topic, _, properties, payload = codec.split_publish(message.first, header, packet, v5=v5)
+    forwarded = None
+    if target.v5:
+        forwarded = codec.forwardable_properties(properties)
+        if message.expires_at is not None:
+            # The time it waited here is taken off (MQTT 5, 3.3.2.3.3).
+            offset = codec.expiry_offset(forwarded)
+            if offset is not None:
+                rest = max(1, math.ceil(message.expires_at - time.time()))
+                forwarded = forwarded[:offset] + rest.to_bytes(4) + forwarded[offset + 4 :]
+    return codec.encode_publish(wanted, topic, message.mid, forwarded, payload)

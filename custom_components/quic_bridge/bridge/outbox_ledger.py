@@ -1,0 +1,290 @@
+"""The Outbox's open file and the exact tally of what is in it. Everything here blocks, one thing at a time."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+import json
+import logging
+from pathlib import Path
+import sqlite3
+from typing import Final
+
+from . import outbox_file
+from .outbox_file import INSERT, MAX_SEQ, REPLACE, DamagedError, Row, connect, errors_named, sealed
+from .outbox_model import OutboxError, OutboxFault, OutboxRescue
+
+_LOGGER = logging.getLogger(__name__)
+
+SOURCE_REACH: Final = 32_768
+"""Rows further back than this come from an earlier cycle of the local broker's packet identifiers."""
+_SHRINK_FROM: Final = 1024 * 1024
+"""Bytes of an empty file worth giving back."""
+
+type Entry = tuple[int, int, int]
+"""What deciding about a row takes: seq, QoS, size."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """What is known of the file without reading it. A transaction that fails takes it back."""
+
+    messages: int = 0
+    bytes: int = 0
+    released: int = 0
+    """QoS 2 rows of which only the release is left; they are not among `messages`."""
+    oldest: float | None = None
+    next_seq: int = 1
+    last_mid: int = 0
+    sent_upto: int = 0
+    """Rows up to this one may have been sent to the remote, by this process or by one that was killed."""
+    source_from: int = 0
+    """Rows up to this one came from an earlier session of the local broker."""
+    given: dict[int, int] = field(default_factory=dict)
+    """seq and mid of the rows that came in with their identifier."""
+    undeleted: frozenset[int] = frozenset()
+    """Rows that are done with but still in the file, because deleting them failed. They count as gone."""
+
+
+class Ledger:
+    """The file, opened when it is first needed and again after whatever closed it."""
+
+    def __init__(self, path: Path) -> None:
+        self.tally = Tally()
+        self.receipts: frozenset[int] = frozenset()
+        self.sources: dict[int, int] = {}
+        """The newest row of each packet identifier of the local broker."""
+        self.rescue: OutboxRescue | None = None
+        """What became of the last damaged file; for others to take away."""
+        self._path = path
+        self._db: sqlite3.Connection | None = None
+        self._noted = (0, 0)
+        """sent_upto and source_from as they are in the file."""
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """The connection; only within `run`."""
+        if self._db is None:
+            raise OutboxError(OutboxFault.CLOSED, "the Outbox is closed")
+        return self._db
+
+    def run[T](self, operation: Callable[[], T]) -> T:
+        """Do it; replace a damaged file and do it again, or make room on a full disk and do it again.
+
+        Raises OutboxError; what is a mistake of our own is raised as it is.
+        """
+        try:
+            return self._attempt(operation)
+        except OutboxError as error:
+            if error.fault is OutboxFault.CORRUPT:
+                self._replace_file(error.text)
+            elif error.fault is OutboxFault.DISK_FULL and self._db is not None:
+                # Once all of the log is in the file, it is written again from its start, in blocks that it has.
+                with suppress(sqlite3.Error):
+                    self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            else:
+                raise
+        return self._attempt(operation)
+
+    def close(self) -> None:
+        """Close the file; never fails."""
+        if self._db is not None and self.tally.undeleted:
+            with suppress(OutboxError):
+                self.run(self._delete_undeleted)
+        self._disconnect()
+
+    def remove(self) -> None:
+        """Close and delete everything. Raises OutboxError."""
+        self._disconnect()
+        with errors_named():
+            outbox_file.remove(self._path)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of it or nothing, in the file and in the tally. Rows left undeleted go with it."""
+        db = self.db
+        before = replace(self.tally, given=self.tally.given.copy())
+        noted = self._noted
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            if before.undeleted:
+                db.execute(
+                    "DELETE FROM messages WHERE seq IN (SELECT value FROM json_each(?))", (as_json(before.undeleted),)
+                )
+                self.tally.undeleted = frozenset()
+            yield
+            noted = (self.tally.sent_upto, self.tally.source_from)
+            if noted != self._noted:
+                db.execute("UPDATE state SET sent_upto = ?, source_from = ?", noted)
+            self._find_oldest()
+            db.execute("COMMIT")
+        except BaseException:
+            self.tally = before
+            try:
+                # SQLite may have rolled back by itself.
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+            except sqlite3.Error:
+                # Closing rolls back too, and the next operation opens the file again.
+                self._disconnect()
+            raise
+        self._noted = noted
+
+    # Within a transaction
+
+    def insert(self, rows: list[Row]) -> None:
+        """Write rows that are in the tally already, and empty the list."""
+        self.db.executemany(INSERT, rows)
+        rows.clear()
+
+    def discard(self, entries: Iterable[Entry]) -> None:
+        """Take rows out without delivering them.
+
+        Of a QoS 2 message that the remote may have, the release stays: without PUBREL the remote would keep its packet
+        identifier, and take the next message with that identifier for this one.
+        """
+        seqs, released = set[int](), set[int]()
+        for seq, qos, _ in entries:
+            (released if qos == 2 and seq <= self.tally.sent_upto else seqs).add(seq)
+        self.release(released)
+        self.delete(seqs)
+
+    def delete(self, seqs: Collection[int]) -> None:
+        """Take rows out."""
+        if seqs:
+            self._count_out(
+                self.db.execute(
+                    "DELETE FROM messages WHERE seq IN (SELECT value FROM json_each(?)) RETURNING seq, size, released",
+                    (as_json(seqs),),
+                ).fetchall()
+            )
+
+    def release(self, seqs: Collection[int]) -> None:
+        """Reduce QoS 2 rows to their release."""
+        if not seqs:
+            return
+        rows = self.db.execute(
+            """SELECT seq, mid, given, created_at, size FROM messages
+            WHERE qos = 2 AND released = 0 AND seq IN (SELECT value FROM json_each(?))""",
+            (as_json(seqs),),
+        ).fetchall()
+        self.db.executemany(REPLACE, [release_row(*row[:4]) for row in rows])
+        self.tally.messages -= len(rows)
+        self.tally.bytes -= sum(row[4] for row in rows)
+        self.tally.released += len(rows)
+
+    # Outside of one
+
+    def delete_later(self, seqs: Collection[int]) -> None:
+        """Count rows as gone that cannot be deleted now."""
+        gone = self.db.execute(
+            "SELECT seq, size, released FROM messages WHERE seq IN (SELECT value FROM json_each(?))", (as_json(seqs),)
+        ).fetchall()
+        self._count_out(row for row in gone if row[0] not in self.tally.undeleted)
+        self.tally.undeleted |= {row[0] for row in gone}
+        self._find_oldest()
+
+    def shrink(self) -> None:
+        """Give the disk back what an empty file does not need; cheap, because nothing is left to be moved."""
+        self.sources.clear()
+        pages: int = self.db.execute("PRAGMA page_count").fetchone()[0]
+        page_size: int = self.db.execute("PRAGMA page_size").fetchone()[0]
+        if pages * page_size > _SHRINK_FROM:
+            self.db.execute("VACUUM")
+            self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _delete_undeleted(self) -> None:
+        with self.transaction():
+            pass
+
+    def _attempt[T](self, operation: Callable[[], T]) -> T:
+        with errors_named():
+            if self._db is None:
+                outbox_file.prepare(self._path)
+                self._db = connect(self._path)
+                try:
+                    self._load()
+                except BaseException:
+                    self._disconnect()
+                    raise
+            return operation()
+
+    def _replace_file(self, why: str) -> None:
+        self._disconnect()
+        with errors_named():
+            self.rescue = rescue = outbox_file.rescue(self._path, why)
+        _LOGGER.warning(
+            "The Outbox's file was damaged (%s): %d rows saved, %d found spoilt; the old file is kept as %s",
+            why,
+            rescue.rows,
+            rescue.damaged,
+            rescue.moved_to.name,
+        )
+
+    def _disconnect(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def _load(self) -> None:
+        """Learn what is in the file. It reads all pages of the table but for long packets, so damage shows here."""
+        before, undeleted = self.tally, as_json(self.tally.undeleted)
+        rows, size, released, last = self.db.execute(
+            """SELECT count(*), coalesce(sum(size), 0), coalesce(sum(released), 0), coalesce(max(seq), 0) FROM messages
+            WHERE seq NOT IN (SELECT value FROM json_each(?))""",
+            (undeleted,),
+        ).fetchone()
+        state = self.db.execute("SELECT sent_upto, source_from FROM state").fetchone()
+        if state is None or not (0 <= state[0] < MAX_SEQ and 0 <= state[1] < MAX_SEQ and last < MAX_SEQ):
+            raise DamagedError("the state is damaged")
+        sent_upto, source_from = self._noted = state
+        given = self.db.execute(
+            """SELECT seq, mid FROM messages
+            WHERE seq <= ? AND given = 1 AND seq NOT IN (SELECT value FROM json_each(?))""",
+            (sent_upto, undeleted),
+        )
+        tally = Tally(
+            messages=rows - released,
+            bytes=size,
+            released=released,
+            next_seq=max(last, sent_upto, before.next_seq - 1) + 1,
+            last_mid=before.last_mid,
+            sent_upto=max(sent_upto, before.sent_upto),
+            source_from=source_from,
+            given=dict(given),
+            undeleted=before.undeleted,
+        )
+        if not tally.last_mid:
+            counted = self.db.execute(
+                "SELECT mid FROM messages WHERE given = 0 AND qos > 0 ORDER BY seq DESC LIMIT 1"
+            ).fetchone()
+            tally.last_mid = counted[0] if counted else 0
+        sources = self.db.execute(
+            "SELECT source_mid, max(seq) FROM messages WHERE seq > ? AND source_mid > 0 GROUP BY source_mid",
+            (max(source_from, last - SOURCE_REACH),),
+        )
+        self.sources = dict(sources)
+        self.receipts = frozenset(mid for (mid,) in self.db.execute("SELECT mid FROM receipts"))
+        self.tally = tally
+        self._find_oldest()
+
+    def _count_out(self, gone: Iterable[tuple[int, int, int]]) -> None:
+        tally = self.tally
+        for seq, size, released in gone:
+            tally.messages -= 1 - released
+            tally.released -= released
+            tally.bytes -= size
+            tally.given.pop(seq, None)
+
+    def _find_oldest(self) -> None:
+        with closing(self.db.execute("SELECT seq, created_at FROM messages WHERE released = 0 ORDER BY seq")) as cursor:
+            self.tally.oldest = next((at for seq, at in cursor if seq not in self.tally.undeleted), None)
+
+
+def as_json(seqs: Collection[int]) -> str:
+    """Return what SQLite's json_each takes apart again: any number of values in one parameter."""
+    return json.dumps(list(seqs))
+
+
+def release_row(seq: int, mid: int, given: int, created_at: float) -> Row:
+    """Return what stays of a QoS 2 message once the remote has it."""
+    return sealed((seq, mid, 2, given, 0, 1, 0, 0, created_at, None, 0, b"", b""))

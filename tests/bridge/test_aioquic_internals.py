@@ -1,0 +1,571 @@
+"""One test for each thing that we assume of aioquic's private parts: an upgrade that changes one fails here.
+
+Client and server talk in memory, at times of our own choosing.
+"""
+
+from collections.abc import Callable
+import importlib.metadata
+from ipaddress import IPv4Address
+import logging
+import ssl
+from typing import override
+
+from aioquic.quic import events
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import Limit, QuicConnection
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicPreferredAddress,
+    QuicTransportParameters,
+    encode_quic_retry,
+    pull_quic_transport_parameters,
+    push_quic_transport_parameters,
+)
+from aioquic.tls import AlertDescription, Epoch
+from cryptography import x509
+import pytest
+
+from custom_components.quic_bridge.bridge.errors import BridgeError, ErrorCode
+from custom_components.quic_bridge.bridge.transport.aioquic_internals import (
+    ACK_DELAY,
+    ACK_SOON,
+    FOREIGN_STREAMS,
+    MAX_ALERT_TEXT,
+    STREAM_ID,
+    CertificateCheck,
+    ClientConnection,
+    is_idle_timeout,
+)
+
+from ..support.certs import Certificates
+
+WINDOW = 64 * 1024
+ADDRESS = ("192.0.2.1", 14567)
+CLIENT = ("192.0.2.2", 50000)
+DELAY = 0.01
+
+
+class ServerConnection(QuicConnection):
+    """A server that says what a test wants it to say in its transport parameters."""
+
+    change: Callable[[QuicTransportParameters], None] | None = None
+
+    @override
+    def _serialize_transport_parameters(self) -> bytes:
+        from aioquic._buffer import Buffer
+
+        data = super()._serialize_transport_parameters()
+        if self.change is None:
+            return data
+        parameters = pull_quic_transport_parameters(Buffer(data=data))
+        type(self).change(parameters)  # type: ignore[misc]
+        buffer = Buffer(capacity=2000)
+        push_quic_transport_parameters(buffer, parameters)
+        return buffer.data
+
+
+def accept(certificate: x509.Certificate, chain: list[x509.Certificate]) -> None:
+    """Trust anybody."""
+
+
+class Pair:
+    """A client and, once it has heard of it, a server."""
+
+    def __init__(self, certs: Certificates, verify: CertificateCheck | None = accept) -> None:
+        """Begin the client's handshake."""
+        self.now = 100.0
+        self.client = ClientConnection(
+            configuration=QuicConfiguration(
+                alpn_protocols=["mqtt"], server_name="localhost", max_data=WINDOW, max_stream_data=WINDOW
+            ),
+            verify=verify,
+        )
+        self.server_configuration = QuicConfiguration(is_client=False, alpn_protocols=["mqtt"])
+        self.server_configuration.load_cert_chain(certs.server.cert_file, certs.server.key_file)
+        self.server_class: type[QuicConnection] = QuicConnection
+        self.server: QuicConnection | None = None
+        self.client_events: list[events.QuicEvent] = []
+        self.server_events: list[events.QuicEvent] = []
+        self.client.connect(ADDRESS, self.now)
+
+    @property
+    def peer(self) -> QuicConnection:
+        """The server."""
+        assert self.server is not None
+        return self.server
+
+    def to_server(self, *, drop: bool = False) -> list[bytes]:
+        """Carry the client's datagrams to the server."""
+        sent = self.client.datagrams_to_send(self.now)
+        assert all(address == ADDRESS for _, address in sent)
+        if self.server is None and sent:
+            first = sent[0][0]
+            self.server = self.server_class(
+                configuration=self.server_configuration,
+                original_destination_connection_id=first[6 : 6 + first[5]],
+            )
+        if not drop:
+            for datagram, _ in sent:
+                self.peer.receive_datagram(datagram, CLIENT, self.now)
+        while self.server is not None and (event := self.server.next_event()) is not None:
+            self.server_events.append(event)
+        return [datagram for datagram, _ in sent]
+
+    def to_client(self, *, drop: bool = False) -> list[bytes]:
+        """Carry the server's datagrams to the client."""
+        sent = [datagram for datagram, _ in self.peer.datagrams_to_send(self.now)]
+        if not drop:
+            for datagram in sent:
+                self.client.receive_datagram(datagram, ADDRESS, self.now)
+        self.collect()
+        return sent
+
+    def collect(self) -> None:
+        """Note the client's events."""
+        while (event := self.client.next_event()) is not None:
+            self.client_events.append(event)
+
+    def settle(self, rounds: int = 8) -> None:
+        """Let both talk until they have nothing more to say."""
+        for _ in range(rounds):
+            self.to_server()
+            self.now += DELAY
+            self.to_client()
+            self.now += DELAY
+            for end in (self.client, self.peer):
+                at = end.get_timer()
+                if at is not None and at <= self.now:
+                    end.handle_timer(self.now)
+
+    def server_data(self) -> bytes:
+        """Return what the server got on our stream."""
+        found = (event for event in self.server_events if isinstance(event, events.StreamDataReceived))
+        return b"".join(event.data for event in found if event.stream_id == STREAM_ID)
+
+
+@pytest.fixture
+def pair(certs: Certificates) -> Pair:
+    """A pair whose handshake is complete and confirmed."""
+    pair = Pair(certs)
+    pair.settle()
+    assert pair.client._handshake_confirmed
+    return pair
+
+
+def test_this_is_the_version_all_of_it_was_read_in() -> None:
+    assert importlib.metadata.version("aioquic") == "1.7.2"
+
+
+def test_our_stream_is_the_clients_first(pair: Pair) -> None:
+    assert pair.client.get_next_available_stream_id() == STREAM_ID
+
+
+# The certificate
+
+
+def test_the_check_sees_the_certificate_and_its_chain(certs: Certificates) -> None:
+    seen: list[tuple[x509.Certificate, list[x509.Certificate]]] = []
+    pair = Pair(certs, lambda certificate, chain: seen.append((certificate, chain)))
+    pair.server_configuration.certificate_chain = [x509.load_pem_x509_certificate(certs.ca_pem.encode())]
+    assert not pair.client.is_trusted
+    pair.settle()
+    assert seen == [
+        (
+            x509.load_pem_x509_certificate(certs.server.pem.encode()),
+            [x509.load_pem_x509_certificate(certs.ca_pem.encode())],
+        )
+    ]
+    assert pair.client.is_trusted
+    assert any(isinstance(event, events.HandshakeCompleted) for event in pair.client_events)
+
+
+@pytest.mark.parametrize(
+    ("code", "alert"),
+    [
+        (ErrorCode.CERTIFICATE_EXPIRED, AlertDescription.certificate_expired),
+        (ErrorCode.CERTIFICATE_UNTRUSTED, AlertDescription.unknown_ca),
+        (ErrorCode.CERTIFICATE_NAME, AlertDescription.bad_certificate),
+    ],
+)
+def test_a_refused_certificate_ends_the_handshake(certs: Certificates, code: ErrorCode, alert: int) -> None:
+    refusal = BridgeError(code, "é" * 2000)
+
+    def refuse(certificate: x509.Certificate, chain: list[x509.Certificate]) -> None:
+        raise refusal
+
+    pair = Pair(certs, refuse)
+    pair.to_server()
+    flight = pair.to_client()
+    assert pair.client.certificate_error is refusal
+    assert pair.client.close_event is not None
+    assert pair.client.close_event.error_code == QuicErrorCode.CRYPTO_ERROR + alert
+    assert not pair.client.closed_by_peer
+    # What follows the refusal in the same burst does not complete the handshake behind our back.
+    for datagram in flight:
+        pair.client.receive_datagram(datagram, ADDRESS, pair.now)
+    pair.collect()
+    assert not pair.client.is_trusted
+    assert not any(isinstance(event, events.HandshakeCompleted) for event in pair.client_events)
+    # Whatever the length of the text, the server is told.
+    pair.to_server()
+    assert pair.peer._close_event is not None
+    assert pair.peer._close_event.error_code == QuicErrorCode.CRYPTO_ERROR + alert
+    assert len(pair.peer._close_event.reason_phrase) == MAX_ALERT_TEXT
+
+
+def test_the_proof_of_the_key_is_still_demanded(certs: Certificates) -> None:
+    """A server with somebody else's certificate: our check likes it, the signature does not fit."""
+    pair = Pair(certs)
+    pair.server_configuration.certificate = x509.load_pem_x509_certificate(certs.other_name.pem.encode())
+    pair.to_server()
+    pair.to_client()
+    assert pair.client.close_event is not None
+    assert pair.client.close_event.error_code == QuicErrorCode.CRYPTO_ERROR + AlertDescription.decrypt_error
+    assert not pair.client.is_trusted
+
+
+def test_without_our_check_aioquic_trusts_nobody(certs: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ClientConnection, "_initialize")
+    pair = Pair(certs)
+    pair.to_server()
+    pair.to_client()
+    assert pair.client.close_event is not None
+    assert pair.client.close_event.error_code == QuicErrorCode.CRYPTO_ERROR + AlertDescription.bad_certificate
+    assert not pair.client.is_trusted
+
+
+def test_no_check_wanted(certs: Certificates) -> None:
+    pair = Pair(certs, None)
+    pair.settle()
+    assert pair.client.is_trusted
+    assert pair.client.configuration.verify_mode == ssl.CERT_NONE
+
+
+def test_the_check_survives_a_retry(certs: Certificates) -> None:
+    seen: list[x509.Certificate] = []
+    pair = Pair(certs, lambda certificate, chain: seen.append(certificate))
+    first = pair.client.datagrams_to_send(pair.now)[0][0]
+    original, source = first[6:14], b"retry..."
+    context = pair.client.tls
+    retry = encode_quic_retry(
+        version=1,
+        source_cid=source,
+        destination_cid=pair.client.host_cid,
+        original_destination_cid=original,
+        retry_token=b"token",
+    )
+    pair.client.receive_datagram(retry, ADDRESS, pair.now)
+    assert pair.client.tls is not context
+    pair.server = QuicConnection(
+        configuration=pair.server_configuration,
+        original_destination_connection_id=original,
+        retry_source_connection_id=source,
+    )
+    pair.settle()
+    assert len(seen) == 1
+    assert pair.client.is_trusted
+    assert pair.client._handshake_confirmed
+
+
+# Transport parameters
+
+
+def change(monkeypatch: pytest.MonkeyPatch, what: Callable[[QuicTransportParameters], None]) -> None:
+    """Let servers say something else."""
+    monkeypatch.setattr(ServerConnection, "change", staticmethod(what))
+
+
+def test_no_idle_timeout_of_the_peer_is_none(certs: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_timeout(parameters: QuicTransportParameters) -> None:
+        parameters.max_idle_timeout = 0
+
+    change(monkeypatch, no_timeout)
+    pair = Pair(certs)
+    pair.server_class = ServerConnection
+    pair.settle()
+    assert pair.client.idle_timeout == 60.0
+    at = pair.client.get_timer()
+    assert at is not None
+    assert at > pair.now + 59
+
+
+def test_the_smaller_idle_timeout_counts(certs: Certificates) -> None:
+    pair = Pair(certs)
+    pair.server_configuration.idle_timeout = 7.0
+    pair.settle()
+    assert pair.client.idle_timeout == 7.0
+
+
+def test_the_peers_ack_delay_exponent_is_used(certs: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    def msquic(parameters: QuicTransportParameters) -> None:
+        parameters.ack_delay_exponent = 8
+
+    change(monkeypatch, msquic)
+    pair = Pair(certs)
+    pair.server_class = ServerConnection
+    pair.settle()
+    assert pair.client._remote_ack_delay_exponent == 8
+
+
+def test_the_peers_preferred_address_is_not_probed(certs: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    def elsewhere(parameters: QuicTransportParameters) -> None:
+        parameters.preferred_address = QuicPreferredAddress(
+            ipv4_address=(str(IPv4Address("192.0.2.77")), 14567),
+            ipv6_address=None,
+            connection_id=b"12345678",
+            stateless_reset_token=bytes(16),
+        )
+
+    change(monkeypatch, elsewhere)
+    pair = Pair(certs)
+    pair.server_class = ServerConnection
+    pair.settle()  # `to_server` looks at the address of each datagram
+    assert pair.client._handshake_confirmed
+    assert len(pair.client._network_paths) == 1
+
+
+# Signs of life
+
+
+def test_only_authentic_and_new_packets_count(pair: Pair) -> None:
+    pair.peer.send_ping(1)
+    before = pair.client.packets_received
+    (datagram,) = pair.to_client()
+    assert pair.client.packets_received == before + 1
+    pair.client.receive_datagram(datagram, ADDRESS, pair.now)
+    pair.client.receive_datagram(datagram[:-1] + bytes([datagram[-1] ^ 1]), ADDRESS, pair.now)
+    pair.client.receive_datagram(b"\x40" + bytes(40), ADDRESS, pair.now)
+    pair.client.receive_datagram(b"", ADDRESS, pair.now)
+    assert pair.client.packets_received == before + 1
+
+
+def test_reset_tokens_are_known(pair: Pair) -> None:
+    tokens = [cid.stateless_reset_token for cid in pair.peer._host_cids]
+    assert len(tokens) > 1
+    for token in tokens:
+        assert pair.client.is_stateless_reset(b"\x41" + bytes(20) + token)
+        assert pair.client.is_stateless_reset(b"\x41" + bytes(4) + token)
+        assert not pair.client.is_stateless_reset(b"\x41" + bytes(3) + token)
+        assert not pair.client.is_stateless_reset(b"\xc1" + bytes(20) + token)
+    assert not pair.client.is_stateless_reset(b"\x41" + bytes(36))
+
+
+def test_an_idle_timeout_is_told_from_an_error(pair: Pair) -> None:
+    pair.client.handle_timer(pair.now + 61)
+    pair.collect()
+    event = pair.client.close_event
+    assert event is not None
+    assert event in pair.client_events
+    assert is_idle_timeout(event)
+    assert pair.client.is_closed
+    assert not pair.client.closed_by_peer
+    assert pair.client.get_timer() is None
+    assert not is_idle_timeout(events.ConnectionTerminated(QuicErrorCode.INTERNAL_ERROR, 0, "Something else"))
+    assert not is_idle_timeout(events.ConnectionTerminated(QuicErrorCode.INTERNAL_ERROR, None, "Idle timeout"))
+
+
+def test_the_peers_close_is_known_before_draining(pair: Pair) -> None:
+    assert pair.client.close_event is None
+    assert not pair.client.is_closed
+    pair.peer.close(2, reason_phrase="full")
+    pair.to_client()
+    assert pair.client.close_event == events.ConnectionTerminated(2, None, "full")
+    assert pair.client.closed_by_peer
+    assert pair.client.is_closed
+    assert not any(isinstance(event, events.ConnectionTerminated) for event in pair.client_events)
+
+
+def test_our_close_is_sent_once(pair: Pair) -> None:
+    pair.client.close()
+    assert pair.client.close_event is not None
+    assert not pair.client.closed_by_peer
+    assert not pair.client.is_closed
+    assert len(pair.to_server()) == 1
+    assert pair.client.is_closed
+    assert pair.peer._close_event == events.ConnectionTerminated(0, None, "")
+
+
+# Flow control
+
+
+def send(pair: Pair, size: int, stream_id: int = STREAM_ID) -> int:
+    """Let the server send, and return how many bytes it was able to."""
+    before = pair.peer._streams[stream_id].sender.highest_offset if stream_id in pair.peer._streams else 0
+    pair.peer.send_stream_data(stream_id, bytes(size))
+    pair.settle(20)
+    return pair.peer._streams[stream_id].sender.highest_offset - before
+
+
+def test_the_window_follows_consumption(pair: Pair) -> None:
+    pair.client.send_stream_data(STREAM_ID, b"x")
+    pair.settle()
+    assert send(pair, 3 * WINDOW) == WINDOW
+    assert not pair.client.consume(WINDOW // 2 - 1)
+    assert pair.client.consume(1)
+    pair.settle(20)
+    sender = pair.peer._streams[STREAM_ID].sender
+    assert sender.highest_offset == WINDOW * 3 // 2
+    # A lost update is sent again.
+    assert pair.client.consume(WINDOW)
+    assert pair.to_server(drop=True)
+    for _ in range(10):
+        pair.now += 0.5
+        pair.client.handle_timer(pair.now)
+        pair.settle(2)
+    pair.settle(20)
+    assert sender.highest_offset == WINDOW * 5 // 2
+    assert pair.client.close_event is None
+
+
+def test_consuming_without_a_stream_is_nothing(pair: Pair) -> None:
+    assert not pair.client.consume(WINDOW)
+
+
+def test_other_streams_do_not_use_up_the_connection(pair: Pair) -> None:
+    pair.client.send_stream_data(STREAM_ID, b"x")
+    pair.settle()
+    for stream_id in (1, 3, 5, 7):
+        assert send(pair, WINDOW, stream_id) == WINDOW
+        pair.client.raise_connection_window()
+        pair.settle()
+    # On our stream a whole window is still open; on theirs nothing more.
+    assert send(pair, 2 * WINDOW) == WINDOW
+    assert send(pair, 1, 1) == 0
+    assert pair.client.close_event is None
+
+
+def test_few_streams_of_the_peer_are_allowed_and_can_be_refused(pair: Pair) -> None:
+    assert pair.peer._remote_max_streams_bidi == FOREIGN_STREAMS
+    assert pair.peer._remote_max_streams_uni == FOREIGN_STREAMS
+    for limit in (pair.client._local_max_streams_bidi, pair.client._local_max_streams_uni):
+        assert isinstance(limit, Limit)
+    pair.peer.send_stream_data(1, b"hello")
+    pair.settle()
+    pair.client.refuse_stream(1)
+    pair.client.refuse_stream(5)
+    pair.settle()
+    assert events.StopSendingReceived(error_code=0, stream_id=1) in pair.server_events
+    pair.client.refuse_stream(1)
+    # Its place is given back, and no window update breaks for that.
+    pair.peer.send_stream_data(3, b"", end_stream=True)
+    pair.settle()
+    assert pair.peer._remote_max_streams_uni >= FOREIGN_STREAMS
+    assert pair.client.close_event is None
+
+
+def test_what_the_peer_has_not_acknowledged(pair: Pair) -> None:
+    assert pair.client.unacknowledged == 0
+    pair.client.send_stream_data(STREAM_ID, bytes(50_000))
+    assert pair.client.unacknowledged == 50_000
+    pair.to_server()
+    assert pair.client.unacknowledged == 50_000
+    pair.settle(20)
+    assert pair.client.unacknowledged == 0
+    assert len(pair.server_data()) == 50_000
+
+
+# Acknowledgements
+
+
+def acknowledged_after(pair: Pair) -> float:
+    """Return the seconds until the client sends an acknowledgement."""
+    start = pair.now
+    while not pair.to_server():
+        pair.now += 0.0005
+        assert pair.now < start + 1
+    return pair.now - start
+
+
+def test_a_lone_packet_waits_for_company(pair: Pair) -> None:
+    pair.peer.send_ping(1)
+    pair.to_client()
+    pair.client.hasten_ack(pair.now)
+    assert acknowledged_after(pair) == pytest.approx(ACK_DELAY, abs=0.001)
+
+
+def test_two_packets_are_acknowledged_soon(pair: Pair) -> None:
+    for _ in range(2):
+        pair.peer.send_ping(1)
+        pair.to_client()
+    pair.client.hasten_ack(pair.now)
+    assert acknowledged_after(pair) == pytest.approx(ACK_SOON, abs=0.001)
+
+
+def test_a_gap_is_acknowledged_soon(pair: Pair) -> None:
+    pair.peer.send_ping(1)
+    pair.to_client(drop=True)
+    pair.peer.send_ping(2)
+    pair.to_client()
+    pair.client.hasten_ack(pair.now)
+    assert acknowledged_after(pair) == pytest.approx(ACK_SOON, abs=0.001)
+
+
+def test_data_takes_the_acknowledgement_along(pair: Pair) -> None:
+    pair.peer.send_ping(42)
+    pair.to_client()
+    pair.client.carry_ack(pair.now)
+    pair.client.send_stream_data(STREAM_ID, b"data")
+    assert len(pair.to_server()) == 1
+    assert events.PingAcknowledged(uid=42) in pair.server_events
+    assert pair.server_data() == b"data"
+    # ... and nothing is left to acknowledge.
+    pair.now += 2 * ACK_DELAY
+    assert not pair.to_server()
+    pair.client.carry_ack(pair.now)
+
+
+# Figures and keys
+
+
+def test_lost_packets_are_counted(pair: Pair) -> None:
+    assert pair.client.packets_lost == 0
+    pair.client.send_ping(1)
+    assert len(pair.to_server(drop=True)) == 1
+    for number in range(3):
+        pair.now += DELAY / 10
+        pair.client.send_stream_data(STREAM_ID, bytes([number]))
+        assert len(pair.to_server()) == 1
+    pair.now += DELAY
+    pair.to_client()
+    assert pair.client.packets_lost == 1
+
+
+def test_figures(certs: Certificates) -> None:
+    pair = Pair(certs)
+    assert pair.client.rtt is None
+    assert pair.client.cipher_name is None
+    pair.settle()
+    client = pair.client
+    assert client.rtt == pytest.approx(DELAY, abs=DELAY)
+    assert client.probe_timeout > DELAY
+    assert (client.version_name, client.cipher_name) == ("QUIC v1", "AES_256_GCM_SHA384")
+    before = pair.client.packets_sent
+    pair.client.send_ping(1)
+    pair.to_server()
+    assert pair.client.packets_sent == before + 1
+
+
+def test_figures_before_anything() -> None:
+    client = ClientConnection(configuration=QuicConfiguration(), verify=None)
+    assert (client.cipher_name, client.version_name, client.rtt, client.unacknowledged) == (None, None, None, 0)
+
+
+def test_keys_are_updated_on_request(pair: Pair) -> None:
+    assert pair.client.key_phase == 0
+    pair.client.request_key_update()
+    pair.client.send_stream_data(STREAM_ID, b"under new keys")
+    pair.settle()
+    assert pair.client.key_phase == 1
+    assert pair.server_data() == b"under new keys"
+
+
+def test_aioquic_does_not_warn_beside_our_errors(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    pair.peer.send_stream_data(1, b"x")
+    pair.peer._streams[1].max_stream_data_remote = 10 * WINDOW
+    pair.peer._remote_max_data = 10 * WINDOW
+    with caplog.at_level(logging.INFO):
+        send(pair, 3 * WINDOW, 1)
+    assert pair.client.close_event is not None
+    assert pair.client.close_event.error_code == QuicErrorCode.FLOW_CONTROL_ERROR
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert pair.client._spaces[Epoch.ONE_RTT].is_application_data
