@@ -10,8 +10,8 @@ from typing import Final
 from .config import BridgeConfig, BrokerConfig
 from .forwarder import Forwarder
 from .link import Link
+from .outbound import OutboundForwarder
 from .routes import Direction, Router, subscriptions
-from .spool import Spool
 from .status import BridgeState, BridgeStatus, DropReason, LinkState, Side
 
 _LOGGER = logging.getLogger(__name__)
@@ -37,16 +37,23 @@ class Bridge:
         self._state = BridgeState.STOPPED
         self._published: BridgeStatus | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._outbox: OutboundForwarder | None
         self._drops_seen: set[tuple[Direction, DropReason]] = set()
-        outbound, inbound = (
-            Forwarder(direction, Router(config.routes, direction), partial(self._dropped, direction))
-            for direction in (Direction.TO_REMOTE, Direction.TO_LOCAL)
+        inbound = Forwarder(
+            Direction.TO_LOCAL,
+            Router(config.routes, Direction.TO_LOCAL),
+            partial(self._dropped, Direction.TO_LOCAL),
         )
+        router = Router(config.routes, Direction.TO_REMOTE)
+        on_drop = partial(self._dropped, Direction.TO_REMOTE)
+        outbound: Forwarder
+        if config.outbox is None:
+            self._outbox = None
+            outbound = Forwarder(Direction.TO_REMOTE, router, on_drop)
+        else:
+            self._outbox = OutboundForwarder(Direction.TO_REMOTE, router, on_drop, config.outbox, self._changed)
+            outbound = self._outbox
         self._outbound, self._inbound = outbound, inbound
-        self._spool: Spool | None = None
-        if config.outbox is not None:
-            self._spool = Spool(config.outbox, outbound, self._changed)
-            outbound.use(self._spool)
         self._local = Link(
             Side.LOCAL,
             local,
@@ -76,7 +83,7 @@ class Bridge:
             remote=self._remote.status,
             outbound=self._outbound.status,
             inbound=self._inbound.status,
-            outbox=self._spool.status if self._spool is not None else None,
+            outbox=self._outbox.outbox_status if self._outbox is not None else None,
         )
 
     async def start(self) -> None:
@@ -84,9 +91,8 @@ class Bridge:
         if self._running:
             return
         self._running = True
-        if self._spool is not None:
-            # Before the first message can come: it must not pass those that wait in the file.
-            await self._spool.start()
+        if self._outbox is not None:
+            await self._outbox.start()
         self._local.start()
         self._remote.start()
         self._timer = asyncio.get_running_loop().call_later(_COUNTER_INTERVAL, self._push_counters)
@@ -101,8 +107,8 @@ class Bridge:
         await asyncio.gather(self._local.stop(), self._remote.stop())
         self._outbound.close()
         self._inbound.close()
-        if self._spool is not None:
-            await self._spool.stop()
+        if self._outbox is not None:
+            await self._outbox.stop()
 
     def reconnect(self, side: Side | None = None) -> None:
         """Connect one side (or both) anew at once; a wait for the next attempt is cut short."""

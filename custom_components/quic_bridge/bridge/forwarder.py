@@ -18,11 +18,9 @@ from typing import Final, override
 
 from . import codec
 from .message import Message, Stage, encode
-from .outbox import OutboxRow
 from .reasons import reason_text
 from .routes import Qos0Policy, Route, Router
 from .session import AckReceiver, MqttSession, PublishReceiver
-from .spool import Spool, SpoolOwner
 from .status import DirectionStatus, DropReason
 
 _LOGGER = logging.getLogger(__name__)
@@ -35,7 +33,7 @@ _QUOTA_TRIES: Final = 60
 _PACKET_IDENTIFIER_IN_USE: Final = 0x91
 
 
-class Forwarder(PublishReceiver, AckReceiver, SpoolOwner):
+class Forwarder(PublishReceiver, AckReceiver):
     """Carries messages from one broker (the source) to the other (the target)."""
 
     def __init__(self, name: str, router: Router, on_drop: Callable[[DropReason, str], None]) -> None:
@@ -53,30 +51,22 @@ class Forwarder(PublishReceiver, AckReceiver, SpoolOwner):
         self._forwarded = 0
         self._bytes = 0
         self._dropped: dict[DropReason, int] = {}
-        self._spool: Spool | None = None
-        self._spool_timer: asyncio.TimerHandle | None = None
         self._pause: asyncio.TimerHandle | None = None
-
-    def use(self, spool: Spool) -> None:
-        """Hand over to an Outbox while the target is away."""
-        self._spool = spool
 
     def close(self) -> None:
         """Cancel what is scheduled."""
-        for timer in (self._spool_timer, self._pause):
-            if timer is not None:
-                timer.cancel()
-        self._spool_timer = self._pause = None
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
 
     @property
     def status(self) -> DirectionStatus:
         """Counters since the start."""
-        spool = self._spool
         return DirectionStatus(
             forwarded=self._forwarded,
             bytes=self._bytes,
-            waiting=len(self._flying) + len(self._queue) + (spool.waiting if spool else 0),
-            dropped=self._dropped | spool.dropped if spool else dict(self._dropped),
+            waiting=len(self._flying) + len(self._queue),
+            dropped=dict(self._dropped),
         )
 
     # --- the source ---------------------------------------------------------------------------------------------------
@@ -89,8 +79,6 @@ class Forwarder(PublishReceiver, AckReceiver, SpoolOwner):
             # The source has forgotten what we owe it. What it gave us is delivered all the same.
             for message in list(self._owed.values()):
                 self._disown(message)
-            if self._spool is not None:
-                self._spool.source_session_lost()
         self._throttle()
 
     @override
@@ -121,10 +109,11 @@ class Forwarder(PublishReceiver, AckReceiver, SpoolOwner):
         if route is None:
             self._drop(message, DropReason.NO_ROUTE, topic.decode(errors="replace"))
             return
-        spool = self._spool
-        if spool is not None and (spool.active or spool.has_receipt(mid)):
-            self._spool_new(spool, message)
-        elif self._queue or not self._send(message):
+        self._forward(message)
+
+    def _forward(self, message: Message) -> None:
+        """Send a new message, or let it wait for its turn."""
+        if self._queue or not self._send(message):
             self._enqueue(message)
 
     def _enqueue(self, message: Message) -> None:
@@ -138,8 +127,6 @@ class Forwarder(PublishReceiver, AckReceiver, SpoolOwner):
         self._queued_bytes += len(message.packet)
         if self._queued_bytes > _MAX_QUEUED_BYTES:
             self._throttle()
-        if self._target is None:
-            self._plan_spooling()
 
     def _disown(self, message: Message) -> None:
         """Owe the source nothing for a message any more; the target gets it all the same."""
@@ -175,8 +162,8 @@ class Forwarder(PublishReceiver, AckReceiver, SpoolOwner):
             message.qos = 2
             message.stage = Stage.RECEIVED
             self._owed[mid] = message
-            if mid in self._flying or (self._spool is not None and self._spool.has_receipt(mid)):
-                message.stage = Stage.DONE  # an orphan has the identifier, or the Outbox has the message
+            if mid in self._flying or self._is_ours(mid):
+                message.stage = Stage.DONE  # an orphan has the identifier, or we took the message over
             else:
                 self._flying[mid] = message
         message.released = True
@@ -188,15 +175,13 @@ class Forwarder(PublishReceiver, AckReceiver, SpoolOwner):
     # --- to the target ------------------------------------------------------------------------------------------------
 
     def _forward_qos_0(self, first: int, header: int, packet: bytes, route: Route | None) -> None:
-        target, spool = self._target, self._spool
-        source = self._source
+        target, source = self._target, self._source
         if route is None:
             self._count_drop(DropReason.NO_ROUTE, "QoS 0")
             return
         message = Message(0, first, header, packet, route, v5=source is not None and source.v5)
         message.owed = False
-        behind = target is None or (spool is not None and (spool.active or spool.holding))
-        if route.qos_0 is not Qos0Policy.DROP and behind:
+        if route.qos_0 is not Qos0Policy.DROP and (target is None or self._has_backlog):
             self._keep_qos_0(message, route.qos_0)
         elif target is None:
             self._count_drop(DropReason.DISCONNECTED, "QoS 0")
@@ -205,15 +190,6 @@ class Forwarder(PublishReceiver, AckReceiver, SpoolOwner):
 
     def _keep_qos_0(self, message: Message, policy: Qos0Policy) -> None:
         """Let a QoS 0 message wait for the target, as its route wants."""
-        spool = self._spool
-        if spool is not None and spool.usable:
-            if len(self._queue) + spool.waiting >= 10 * _MAX_QUEUED_QOS_0:
-                self._count_drop(DropReason.CONGESTED, "QoS 0")
-            elif spool.active:
-                self._spool_new(spool, message)
-            else:
-                self._enqueue(message)
-            return
         waiting = [item for item in self._queue if not item.mid]
         if policy is Qos0Policy.LATEST:
             for item in waiting:
@@ -238,7 +214,7 @@ class Forwarder(PublishReceiver, AckReceiver, SpoolOwner):
             or mid in self._flying
             or mid in target.reserved
             or self._pause is not None
-            or (self._spool is not None and self._spool.holding and message.row is None)
+            or self._must_wait(message)
         ):
             return False
         route = message.route
@@ -293,11 +269,6 @@ class Forwarder(PublishReceiver, AckReceiver, SpoolOwner):
     @override
     def target_attached(self, session: MqttSession) -> None:
         self._target = session
-        if self._spool_timer is not None:
-            self._spool_timer.cancel()
-            self._spool_timer = None
-        if self._spool is not None:
-            self._spool.target_attached()
         self._resume(session, list(self._flying.values()))
         self._pump()
         self._throttle()
@@ -327,10 +298,6 @@ class Forwarder(PublishReceiver, AckReceiver, SpoolOwner):
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
-        if self._spool is not None:
-            self._spool.target_lost()
-        if self._flying or self._queue:
-            self._plan_spooling()
         self._throttle()
 
     @override
@@ -382,10 +349,7 @@ class Forwarder(PublishReceiver, AckReceiver, SpoolOwner):
                 self._target.write(codec.encode_ack(codec.PUBREL, message.mid))
         elif reason >= 0x80 and reason != _PACKET_IDENTIFIER_IN_USE:
             self._landed(message, reason)
-        elif message.row is not None and self._spool is not None:
-            message.stage = Stage.RECEIVED
-            self._spool.row_received(message)
-        elif message.released or not message.owed:
+        elif message.released or not (message.owed or message.row is not None):
             self._release(message)
         else:
             message.stage = Stage.RECEIVED
@@ -439,8 +403,6 @@ class Forwarder(PublishReceiver, AckReceiver, SpoolOwner):
     def _finish(self, message: Message) -> None:
         """Settle with the source what the target has no more part in."""
         message.stage = Stage.DONE
-        if message.row is not None and self._spool is not None:
-            self._spool.row_done(message.row)
         if not message.owed:
             return
         if message.first & 0x04 and message.released:
@@ -460,113 +422,25 @@ class Forwarder(PublishReceiver, AckReceiver, SpoolOwner):
             del self._owed[message.mid]
 
     def _complete(self, message: Message) -> None:
-        """Write PUBCOMP, once the Outbox knows that it will not hear of the message again."""
-        if self._spool is not None and self._spool.has_receipt(message.mid):
-            self._spool.remove_receipt(message.mid)
-        elif self._source is not None:
+        """Write PUBCOMP."""
+        if self._source is not None:
             self._source.write(codec.encode_ack(codec.PUBCOMP, message.mid))
             del self._owed[message.mid]
 
-    # --- the Outbox ---------------------------------------------------------------------------------------------------
+    # --- what the outbound direction adds -----------------------------------------------------------------------------
 
-    def _plan_spooling(self) -> None:
-        """Take over from the source's queue when the target stays away, or sooner when that might overflow."""
-        spool = self._spool
-        if spool is None or not spool.usable or spool.active:
-            return
-        source = self._source
-        if source is not None and len(self._queue) > source.config.window // 2:
-            self._begin_spooling()
-        elif self._spool_timer is None:
-            self._spool_timer = asyncio.get_running_loop().call_later(spool.delay, self._begin_spooling)
+    @property
+    def _has_backlog(self) -> bool:
+        """Whether earlier messages wait that a new one must not pass."""
+        return False
 
-    def _begin_spooling(self) -> None:
-        if self._spool_timer is not None:
-            self._spool_timer.cancel()
-            self._spool_timer = None
-        spool = self._spool
-        if spool is None or self._target is not None:
-            return
-        moved = [message for message in self._flying.values() if message.row is None]
-        for message in moved:
-            del self._flying[message.mid]
-        rows = deque(message for message in self._queue if message.row is not None)
-        moved += [message for message in self._queue if message.row is None]
-        self._queue = rows
-        self._queued_bytes = sum(len(message.packet) for message in rows)
-        spool.begin(moved)
-        self._throttle()
+    def _must_wait(self, _message: Message) -> bool:
+        """Whether a message must not be sent although the target would take it."""
+        return False
 
-    def _spool_new(self, spool: Spool, message: Message) -> None:
-        if message.owed and spool.has_receipt(message.mid):
-            message.stage = Stage.DONE  # taken over before a restart of ours; the source did not hear
-            self._acknowledge(message)
-            return
-        try:
-            message.wait()
-            message.stored()
-        except codec.MalformedPacketError as error:
-            self._drop(message, DropReason.REJECTED, str(error))
-            return
-        spool.take(message)
-
-    @override
-    def spooled(self, message: Message) -> None:
-        message.spooling = False
-        known = message.stage >= Stage.RECEIVED and not message.released
-        if known:
-            message.stage = Stage.DONE  # the source has its PUBREC already
-        else:
-            self._finish(message)
-
-    @override
-    def feed(self, rows: Sequence[OutboxRow]) -> None:
-        for row in rows:
-            packet = row.packet
-            header = codec.header_length(packet) if packet else 0
-            first = packet[0] if packet else codec.PUBLISH | 0x04
-            route = self._router.find(codec.publish_topic(header, packet)) if packet else None
-            message = Message(row.mid, first, header, packet, route, v5=True)
-            message.owed = False
-            message.row = row.seq
-            message.expected = True
-            message.released = row.released
-            message.expires_at = row.expires_at
-            if row.released:
-                message.qos = 2
-                message.stage = Stage.RECEIVED
-            self._queue.append(message)
-            self._queued_bytes += len(packet)
-        self._pump()
-
-    @override
-    def row_received(self, message: Message) -> None:
-        message.released = True
-        if self._flying.get(message.mid) is message and message.stage is Stage.RECEIVED:
-            self._release(message)
-
-    @override
-    def receipt_removed(self, mid: int) -> None:
-        message = self._owed.get(mid)
-        if message is not None and message.released and message.stage is Stage.DONE:
-            self._complete(message)
-
-    @override
-    def give_back(self, messages: Sequence[Message]) -> None:
-        target = self._target
-        started = [message for message in messages if message.stage is not Stage.QUEUED]
-        waiting = [message for message in messages if message.stage is Stage.QUEUED]
-        if target is not None:
-            self._resume(target, started)
-        else:
-            self._flying |= {message.mid: message for message in started}
-        self._queue.extend(waiting)
-        self._queued_bytes += sum(len(message.packet) for message in waiting)
-        self._pump()
-
-    @override
-    def direct(self) -> None:
-        self._pump()
+    def _is_ours(self, _mid: int) -> bool:
+        """Whether we took over the source's QoS 2 message of that identifier before a restart."""
+        return False
 
     # --- back-pressure ------------------------------------------------------------------------------------------------
 

@@ -163,8 +163,8 @@ class Link:
                 "5" if session.v5 else "3.1.1",
                 "resumed" if session.session_present else "new",
             )
-            self._set_state(LinkState.CONNECTED)
             await self._subscribe(session)
+            self._set_state(LinkState.CONNECTED)
             return await session.wait_lost()
         except BridgeError as error:
             session.fail(error)

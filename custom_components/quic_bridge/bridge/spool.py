@@ -72,7 +72,6 @@ class Spool:
         self._owner = owner
         self._changed = changed
         self._outbox = Outbox(config.path, config.limits, on_rescue=self._rescued)
-        self.delay = config.delay
         self.active = False
         self.holding = False
         self._open = False
@@ -84,7 +83,7 @@ class Spool:
         self._done: list[int] = []
         self._received: list[Message] = []
         self._receipts: list[int] = []
-        self._forget_session = False
+        self._sessions_to_forget = 0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._error: OutboxError | None = None
@@ -161,7 +160,7 @@ class Spool:
 
     def has_receipt(self, mid: int) -> bool:
         """Whether a QoS 2 message of the source is ours under this identifier, and its PUBREL has not come."""
-        return mid in self._outbox.receipts
+        return not self._sessions_to_forget and mid in self._outbox.receipts
 
     def remove_receipt(self, mid: int) -> None:
         """Note the source's PUBREL; `receipt_removed` follows."""
@@ -171,7 +170,7 @@ class Spool:
     def source_session_lost(self) -> None:
         """Forget the source's packet identifiers."""
         self._receipts.clear()
-        self._forget_session = True
+        self._sessions_to_forget += 1
         self._wake.set()
 
     def row_received(self, message: Message) -> None:
@@ -223,9 +222,9 @@ class Spool:
             await self._try_open()
             if not self._open:
                 return
-        if self._forget_session:
+        while sessions := self._sessions_to_forget:
             await self._outbox.forget_local_session()
-            self._forget_session = False
+            self._sessions_to_forget -= sessions
         await self._write_back()
         failed = await self._append()
         await self._feed()

@@ -20,9 +20,9 @@ class LinkState(StrEnum):
 
     STOPPED = "stopped"
     CONNECTING = "connecting"
-    """Dialling, handshaking or waiting for CONNACK."""
+    """Dialling, handshaking, waiting for CONNACK or subscribing."""
     CONNECTED = "connected"
-    """The broker accepted our CONNECT. Never earlier."""
+    """The broker accepted our CONNECT and answered our SUBSCRIBE: messages cross. Never earlier."""
     WAITING = "waiting"
     """Between two attempts."""
     REFUSED = "refused"

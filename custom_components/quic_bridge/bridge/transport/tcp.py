@@ -7,12 +7,13 @@ import socket
 import ssl
 from typing import Final, override
 
-from ..config import BrokerConfig, TransportKind
+from ..config import BrokerConfig, TlsConfig, TransportKind
 from ..errors import BridgeError, ErrorCode
 from ..status import TransportStatus
 from ..tls import make_ssl_context, server_name, ssl_error
 from .addresses import Address, no_answer, reach_error, resolve, try_addresses
 from .base import HIGH_WATER, LOW_WATER, TransportReceiver
+from .tls_stream import TlsStream
 
 READ_SIZE: Final = 16 * 1024
 """Bytes per read. asyncio's default of 256 KiB would hold Home Assistant's loop for hundreds of messages."""
@@ -39,13 +40,19 @@ class TcpTransport(asyncio.BufferedProtocol):
         self._state = _State.NEW
         self._receiver: TransportReceiver | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._handshake: asyncio.Future[BridgeError | None] | None = None
         self._transport: asyncio.Transport | None = None
+        self._tls: TlsStream | None = None
         self._server_name = ""
         self._end: BridgeError | None = None
         self._lost = asyncio.Event()
 
         self._buffer = bytearray(READ_SIZE)
         self._view = memoryview(self._buffer)
+        self._reading_paused = False
+        self._held = bytearray()
+        """Decrypted and not yet delivered: at most two reads' worth."""
+        self._delivery: asyncio.Handle | None = None
         self._outgoing: list[bytes] = []
         self._outgoing_size = 0
         self._flush_handle: asyncio.Handle | None = None
@@ -112,43 +119,33 @@ class TcpTransport(asyncio.BufferedProtocol):
         started = loop.time()
         self._address = address
         self._end = None
+        self._lost.clear()
+        self._tls = None if context is None else TlsStream(context, self._server_name)
+        self._handshake = loop.create_future()
         sock = socket.socket(address.family, socket.SOCK_STREAM)
-        handed_over = False
+        established = False
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout_at(deadline):
                 await loop.sock_connect(sock, address.sockaddr)
-                handed_over = True  # asyncio closes it from here on, also when this is cancelled
-                await loop.create_connection(
-                    lambda: self,
-                    sock=sock,
-                    ssl=context,
-                    server_hostname=self._server_name if context is not None else None,
-                    # Ours comes first; asyncio's would look like a lost connection.
-                    ssl_handshake_timeout=self._config.connect_timeout + 1.0 if context is not None else None,
-                    ssl_shutdown_timeout=CLOSE_TIMEOUT if context is not None else None,
-                )
+                await loop.create_connection(lambda: self, sock=sock)
+                failure = await self._handshake
+            established = failure is None and self._end is None
         except TimeoutError:
-            detail = " to the TLS handshake" if handed_over else ""
+            detail = " to the TLS handshake" if self._transport is not None else ""
             raise no_answer(address, f"{detail} ({loop.time() - started:.1f} s)") from None
-        except ssl.SSLError as error:
-            raise self._ssl_error(error) from error
-        except ConnectionResetError, BrokenPipeError:
-            if context is None:
-                raise BridgeError(ErrorCode.CLOSED_BY_BROKER, f"{address} closed the connection at once") from None
-            raise BridgeError(
-                ErrorCode.TLS_FAILED,
-                f"{address} closed the connection during the TLS handshake; is it the plain MQTT port?",
-            ) from None
         except OSError as error:
             raise reach_error(error, address) from error
         finally:
-            if not handed_over:
+            self._handshake = None
+            if not established:
+                self._drop_transport()
                 sock.close()
         # The broker may have gone between the handshake and this turn of the loop.
-        if self._end is not None:
-            raise self._end
+        failure = failure or self._end
+        if failure is not None:
+            raise failure
         self._handshake_ms = (loop.time() - started) * 1000
         _LOGGER.debug("TCP to %s: connected in %.0f ms", address, self._handshake_ms)
 
@@ -173,22 +170,35 @@ class TcpTransport(asyncio.BufferedProtocol):
 
     def pause_reading(self) -> None:
         """Stop reading; the kernel's buffer fills, and TCP tells the broker."""
+        self._reading_paused = True
         if self._transport is not None:
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Go on, in a later turn of the loop."""
-        if self._transport is not None:
+        self._reading_paused = False
+        if self._held:
+            if self._delivery is None:
+                self._delivery = asyncio.get_running_loop().call_soon(self._deliver_held)
+        elif self._transport is not None:
             self._transport.resume_reading()
 
     async def close(self) -> None:
-        """Let what was written leave (at most 1 s), say goodbye, release everything."""
+        """Let what was written leave and the broker close its side (at most 1 s), release everything.
+
+        Closing while the broker still sends would make the kernel reset the connection, and the broker lose what we
+        said last.
+        """
+        if self._state is _State.OPEN and self._transport is not None:
+            self._flush()
         if self._state is _State.OPEN and self._transport is not None:
             self._state = _State.CLOSING
             self._receiver = None
-            self._flush()
-            self._transport.resume_reading()  # else the end of the stream would not be seen
-            self._transport.close()
+            if self._tls is not None:
+                self._tls.close()
+                self._transport.write(self._tls.take())
+            self._transport.write_eof()
+            self._transport.resume_reading()
         elif self._state is not _State.CLOSING:
             self.abort()
             return
@@ -230,11 +240,10 @@ class TcpTransport(asyncio.BufferedProtocol):
             return
         self._transport = transport
         transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
-        session: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
-        if session is not None:
-            self._version = session.version()
-            cipher = session.cipher()
-            self._cipher = None if cipher is None else cipher[0]
+        if self._tls is None:
+            self._connected(None)
+        else:
+            self._advance_tls(self._tls)
 
     @override
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -244,7 +253,12 @@ class TcpTransport(asyncio.BufferedProtocol):
     @override
     def buffer_updated(self, nbytes: int) -> None:
         """See asyncio.BufferedProtocol."""
-        if self._receiver is not None:
+        if self._state is _State.CLOSING:
+            return
+        if self._tls is not None:
+            self._tls.feed(self._view[:nbytes])
+            self._advance_tls(self._tls)
+        elif self._receiver is not None:
             self._bytes_received += nbytes
             self._receiver.data_received(bytes(self._view[:nbytes]))
 
@@ -252,23 +266,19 @@ class TcpTransport(asyncio.BufferedProtocol):
     def eof_received(self) -> None:
         """See asyncio.BufferedProtocol."""
         # asyncio would first wait until our own bytes have left, which may be never.
-        self._ended(BridgeError(ErrorCode.CLOSED_BY_BROKER, "The broker closed the TCP connection"))
+        self._lost.set()
+        self._ended(self._hang_up())
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.BaseProtocol."""
         self._lost.set()
-        if isinstance(exc, ssl.SSLError):
-            error = self._ssl_error(exc)
-        elif isinstance(exc, TimeoutError):
-            error = BridgeError(
-                ErrorCode.NO_ANSWER, "The network gave up on the TCP connection: nothing is acknowledged"
+        if isinstance(exc, TimeoutError):
+            self._ended(
+                BridgeError(ErrorCode.NO_ANSWER, "The network gave up on the TCP connection: nothing is acknowledged")
             )
-        elif exc is not None:
-            error = BridgeError(ErrorCode.CLOSED_BY_BROKER, f"The TCP connection broke: {exc}")
         else:
-            error = BridgeError(ErrorCode.CLOSED_BY_BROKER, "The broker closed the TCP connection")
-        self._ended(error)
+            self._ended(self._hang_up(exc))
 
     @override
     def pause_writing(self) -> None:
@@ -282,6 +292,45 @@ class TcpTransport(asyncio.BufferedProtocol):
 
     # Steps
 
+    def _connected(self, error: BridgeError | None) -> None:
+        if self._handshake is not None and not self._handshake.done():
+            self._handshake.set_result(error)
+
+    def _advance_tls(self, tls: TlsStream) -> None:
+        """Do what the bytes that came make possible: the handshake, then data."""
+        data, failure = b"", None
+        try:
+            if tls.established or tls.handshake():
+                data = tls.read()
+        except ssl.SSLError as error:
+            failure = self._ssl_error(error)
+        if self._transport is not None:
+            self._transport.write(tls.take())  # also the alert that says why
+        if tls.established and self._version is None:
+            self._version, self._cipher = tls.version, tls.cipher
+            self._connected(None)
+        if data and self._receiver is not None:
+            self._held += data
+            self._deliver_held()
+        if failure is not None:
+            self._ended(failure)
+        elif tls.closed:
+            self._lost.set()
+            self._ended(self._hang_up())
+
+    def _deliver_held(self) -> None:
+        """Hand on what was decrypted, in pieces, unless the session pauses."""
+        if self._delivery is not None:
+            self._delivery.cancel()
+            self._delivery = None
+        while self._held and self._receiver is not None and (not self._reading_paused or self._end is not None):
+            data = bytes(self._held[:READ_SIZE])
+            del self._held[:READ_SIZE]
+            self._bytes_received += len(data)
+            self._receiver.data_received(data)
+        if not self._held and not self._reading_paused and self._transport is not None:
+            self._transport.resume_reading()
+
     def _flush(self) -> None:
         if self._flush_handle is not None:
             self._flush_handle.cancel()
@@ -292,6 +341,13 @@ class TcpTransport(asyncio.BufferedProtocol):
         self._outgoing.clear()
         self._outgoing_size = 0
         self._bytes_sent += len(data)
+        if self._tls is not None:
+            try:
+                self._tls.write(data)
+            except ssl.SSLError as error:
+                self._ended(self._ssl_error(error))
+                return
+            data = self._tls.take()
         self._transport.write(data)
         self._check_backlog()
 
@@ -306,32 +362,50 @@ class TcpTransport(asyncio.BufferedProtocol):
             self._writing_paused = False
             self._receiver.resume_writing()
 
+    def _hang_up(self, cause: Exception | None = None) -> BridgeError:
+        """Name the end of the TCP connection."""
+        detail = f": {cause}" if cause is not None else ""
+        if self._tls is not None and not self._tls.established:
+            return BridgeError(
+                ErrorCode.TLS_FAILED,
+                f"{self._address} closed the connection during the TLS handshake{detail}; is it the plain MQTT port?",
+            )
+        return BridgeError(ErrorCode.CLOSED_BY_BROKER, f"The broker closed the TCP connection{detail}")
+
     def _ssl_error(self, error: ssl.SSLError) -> BridgeError:
-        tls = self._config.tls
-        if tls is None:
-            return BridgeError(ErrorCode.TLS_FAILED, str(error))
-        return ssl_error(error, self._server_name, tls)
+        return ssl_error(error, self._server_name, self._config.tls or TlsConfig())
 
     def _ended(self, error: BridgeError) -> None:
         """Release everything and tell the session, once."""
-        if self._end is None:
-            self._end = error
-            _LOGGER.debug("TCP ended: %s", error)
-        if self._state is _State.OPEN:
+        if self._end is not None:
+            return
+        self._end = error
+        _LOGGER.debug("TCP ended: %s", error)
+        if self._state is _State.CONNECTING:
+            self._connected(error)
+        elif self._state is _State.OPEN:
+            self._deliver_held()
             receiver = self._receiver
             self._release()
             if receiver is not None:
                 receiver.connection_lost(error)
 
+    def _drop_transport(self) -> None:
+        if self._transport is not None:
+            # Its last call must not reach us: by then we may be dialling the next address.
+            self._transport.set_protocol(asyncio.Protocol())
+            self._transport.abort()
+            self._transport = None
+
     def _release(self) -> None:
         """Let go of everything, from any state."""
         self._state = _State.CLOSED
         self._receiver = None
-        if self._flush_handle is not None:
-            self._flush_handle.cancel()
-            self._flush_handle = None
+        for handle in (self._flush_handle, self._delivery):
+            if handle is not None:
+                handle.cancel()
+        self._flush_handle = self._delivery = None
         self._outgoing.clear()
         self._outgoing_size = 0
-        if self._transport is not None:
-            self._transport.abort()
-            self._transport = None
+        self._held.clear()
+        self._drop_transport()

@@ -1,0 +1,248 @@
+"""The outbound direction: as the Forwarder, and an Outbox that takes over while the remote is away."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, override
+
+from . import codec
+from .config import OutboxConfig
+from .forwarder import Forwarder
+from .message import Message, Stage
+from .outbox import OutboxRow
+from .routes import Qos0Policy, Router
+from .session import MqttSession
+from .spool import Spool, SpoolOwner
+from .status import DirectionStatus, DropReason, OutboxStatus
+
+_MAX_PENDING_QOS_0: Final = 10_000
+
+
+class OutboundForwarder(Forwarder, SpoolOwner):
+    """Forwards to the remote, over the Outbox when the remote stays away for longer than `delay` seconds."""
+
+    def __init__(
+        self,
+        name: str,
+        router: Router,
+        on_drop: Callable[[DropReason, str], None],
+        config: OutboxConfig,
+        changed: Callable[[], None],
+    ) -> None:
+        """As the Forwarder; `changed` hears when the Outbox breaks or mends."""
+        super().__init__(name, router, on_drop)
+        self._delay = config.delay
+        self._spool = Spool(config, self, changed)
+        self._takeover: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        """Open the Outbox. Before the first message: it must not pass those that wait in the file."""
+        await self._spool.start()
+
+    async def stop(self) -> None:
+        """Close the Outbox; for when both sessions are over."""
+        self.close()
+        await self._spool.stop()
+
+    @override
+    def close(self) -> None:
+        super().close()
+        self._cancel_takeover()
+
+    @property
+    @override
+    def status(self) -> DirectionStatus:
+        status = super().status
+        return DirectionStatus(
+            forwarded=status.forwarded,
+            bytes=status.bytes,
+            waiting=status.waiting + self._spool.waiting,
+            dropped=status.dropped | self._spool.dropped,
+        )
+
+    @property
+    def outbox_status(self) -> OutboxStatus:
+        """Figures of the Outbox."""
+        return self._spool.status
+
+    # --- when to take over --------------------------------------------------------------------------------------------
+
+    @override
+    def target_attached(self, session: MqttSession) -> None:
+        self._cancel_takeover()
+        self._spool.target_attached()
+        super().target_attached(session)
+
+    @override
+    def target_lost(self) -> None:
+        super().target_lost()
+        self._spool.target_lost()
+        if self._flying or self._queue:
+            self._plan_takeover()
+
+    @override
+    def _enqueue(self, message: Message) -> None:
+        super()._enqueue(message)
+        if self._target is None:
+            self._plan_takeover()
+
+    def _plan_takeover(self) -> None:
+        """Take over from the source's queue when the target stays away, or sooner when that might overflow."""
+        if not self._spool.usable or self._spool.active:
+            return
+        source = self._source
+        if source is not None and len(self._queue) > source.config.window // 2:
+            self._take_over()
+        elif self._takeover is None:
+            self._takeover = asyncio.get_running_loop().call_later(self._delay, self._take_over)
+
+    def _cancel_takeover(self) -> None:
+        if self._takeover is not None:
+            self._takeover.cancel()
+            self._takeover = None
+
+    def _take_over(self) -> None:
+        self._cancel_takeover()
+        if self._target is not None:
+            return
+        moved = [message for message in self._flying.values() if message.row is None]
+        for message in moved:
+            del self._flying[message.mid]
+        moved += [message for message in self._queue if message.row is None]
+        self._queue = deque(message for message in self._queue if message.row is not None)
+        self._queued_bytes = sum(len(message.packet) for message in self._queue)
+        self._spool.begin(moved)
+        self._throttle()
+
+    # --- new messages -------------------------------------------------------------------------------------------------
+
+    @override
+    def source_attached(self, session: MqttSession) -> None:
+        super().source_attached(session)
+        if not session.session_present:
+            self._spool.source_session_lost()
+
+    @override
+    def _forward(self, message: Message) -> None:
+        if self._is_ours(message.mid):
+            message.stage = Stage.DONE  # taken over before a restart of ours, and the source did not hear
+            self._acknowledge(message)
+        elif self._spool.active:
+            self._store(message)
+        else:
+            super()._forward(message)
+
+    def _store(self, message: Message) -> None:
+        try:
+            message.wait()
+            message.stored()
+        except codec.MalformedPacketError as error:
+            self._drop(message, DropReason.REJECTED, str(error))
+            return
+        self._spool.take(message)
+
+    @override
+    def _keep_qos_0(self, message: Message, policy: Qos0Policy) -> None:
+        if not self._spool.usable:
+            super()._keep_qos_0(message, policy)
+        elif len(self._queue) + self._spool.waiting >= _MAX_PENDING_QOS_0:
+            self._count_drop(DropReason.CONGESTED, "QoS 0")
+        elif self._spool.active:
+            self._store(message)
+        else:
+            self._enqueue(message)
+
+    @property
+    @override
+    def _has_backlog(self) -> bool:
+        return self._spool.active or self._spool.holding
+
+    @override
+    def _must_wait(self, message: Message) -> bool:
+        return self._spool.holding and message.row is None
+
+    @override
+    def _is_ours(self, mid: int) -> bool:
+        return self._spool.has_receipt(mid)
+
+    # --- what the brokers say -----------------------------------------------------------------------------------------
+
+    @override
+    def _acknowledge(self, message: Message) -> None:
+        if message.row is None:
+            super()._acknowledge(message)
+        else:
+            self._spool.row_received(message)  # PUBREC of the target; PUBREL follows when the file knows
+
+    @override
+    def _finish(self, message: Message) -> None:
+        if message.row is not None:
+            self._spool.row_done(message.row)
+        super()._finish(message)
+
+    @override
+    def _complete(self, message: Message) -> None:
+        if self._is_ours(message.mid):
+            self._spool.remove_receipt(message.mid)  # PUBCOMP follows when the file knows
+        else:
+            super()._complete(message)
+
+    # --- what the Outbox says -----------------------------------------------------------------------------------------
+
+    @override
+    def spooled(self, message: Message) -> None:
+        message.spooling = False
+        known = message.stage >= Stage.RECEIVED and not message.released
+        if known:
+            message.stage = Stage.DONE  # the source has its PUBREC already
+        else:
+            self._finish(message)
+
+    @override
+    def feed(self, rows: Sequence[OutboxRow]) -> None:
+        for row in rows:
+            packet = row.packet
+            header = codec.header_length(packet) if packet else 0
+            first = packet[0] if packet else codec.PUBLISH | 0x04
+            route = self._router.find(codec.publish_topic(header, packet)) if packet else None
+            message = Message(row.mid, first, header, packet, route, v5=True)
+            message.owed = False
+            message.row = row.seq
+            message.expected = True
+            message.released = row.released
+            message.expires_at = row.expires_at
+            if row.released:
+                message.qos = 2
+                message.stage = Stage.RECEIVED
+            self._queue.append(message)
+            self._queued_bytes += len(packet)
+        self._pump()
+
+    @override
+    def row_received(self, message: Message) -> None:
+        message.released = True
+        if self._flying.get(message.mid) is message and message.stage is Stage.RECEIVED:
+            self._release(message)
+
+    @override
+    def receipt_removed(self, mid: int) -> None:
+        message = self._owed.get(mid)
+        if message is not None and message.released and message.stage is Stage.DONE:
+            self._complete(message)
+
+    @override
+    def give_back(self, messages: Sequence[Message]) -> None:
+        target = self._target
+        started = [message for message in messages if message.stage is not Stage.QUEUED]
+        waiting = [message for message in messages if message.stage is Stage.QUEUED]
+        if target is not None:
+            self._resume(target, started)
+        else:
+            self._flying |= {message.mid: message for message in started}
+        self._queue.extend(waiting)
+        self._queued_bytes += sum(len(message.packet) for message in waiting)
+        self._pump()
+
+    @override
+    def direct(self) -> None:
+        self._pump()
