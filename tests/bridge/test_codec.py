@@ -108,14 +108,14 @@ def test_framing_holds_no_more_than_it_may(chunks: list[bytes]) -> None:
 
 
 def properties_of_every_kind() -> bytes:
-    properties = Properties(PacketTypes.PUBLISH)
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
     properties.PayloadFormatIndicator = 1
     properties.MessageExpiryInterval = 60
     properties.ContentType = "text/plain"
     properties.ResponseTopic = "reply/to"
     properties.CorrelationData = b"\x00\x01"
     properties.UserProperty = [("a", "b"), ("a", "c")]
-    block: bytes = properties.pack()
+    block: bytes = properties.pack()  # type: ignore[no-untyped-call]
     assert codec.decode_length(block, 0) == (len(block) - 1, 1)
     return block[1:]
 

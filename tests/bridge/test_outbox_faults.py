@@ -1,4 +1,4 @@
-"""The Outbox against kill -9, torn logs, full disks and damaged files."""
+"""The Outbox against kill -9, torn logs and full disks."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -13,14 +13,9 @@ import time
 
 import pytest
 
-from custom_components.quic_bridge.bridge.outbox import (
-    Outbox,
-    OutboxError,
-    OutboxFault,
-    OutboxRow,
-)
+from custom_components.quic_bridge.bridge.outbox import Outbox, OutboxError, OutboxFault, OutboxRow
 
-from .outbox_support import Clock, copy_files, everything, message, numbers
+from .outbox_support import Clock, copy_files, enlarge, everything, message, numbers, reopened, small_disk
 from .outbox_writer import numbered
 
 

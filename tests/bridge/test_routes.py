@@ -15,8 +15,8 @@ from custom_components.quic_bridge.bridge.routes import (
 )
 
 
-def route(topic_filter: str, direction: Direction = Direction.TO_REMOTE, **kwargs: int) -> Route:
-    return Route(id=topic_filter, direction=direction, topic_filter=topic_filter, **kwargs)
+def route(topic_filter: str, direction: Direction = Direction.TO_REMOTE, max_qos: int = 2) -> Route:
+    return Route(id=topic_filter, direction=direction, topic_filter=topic_filter, max_qos=max_qos)
 
 
 @pytest.mark.parametrize(

@@ -197,8 +197,11 @@ class TcpTransport(asyncio.BufferedProtocol):
             if self._tls is not None:
                 self._tls.close()
                 self._transport.write(self._tls.take())
-            self._transport.write_eof()
             self._transport.resume_reading()
+            if self._transport.get_write_buffer_size():
+                self._transport.set_write_buffer_limits(0)  # `resume_writing` when all has left
+            else:
+                self._half_close(self._transport)
         elif self._state is not _State.CLOSING:
             self.abort()
             return
@@ -288,7 +291,10 @@ class TcpTransport(asyncio.BufferedProtocol):
     @override
     def resume_writing(self) -> None:
         """See asyncio.BaseProtocol."""
-        self._check_backlog()
+        if self._state is _State.CLOSING and self._transport is not None:
+            self._half_close(self._transport)
+        else:
+            self._check_backlog()
 
     # Steps
 
@@ -389,6 +395,13 @@ class TcpTransport(asyncio.BufferedProtocol):
             self._release()
             if receiver is not None:
                 receiver.connection_lost(error)
+
+    def _half_close(self, transport: asyncio.Transport) -> None:
+        """Send FIN. asyncio's `write_eof` raises, even in a callback of its own, when the broker has already gone."""
+        try:
+            transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
+        except OSError:
+            self._lost.set()
 
     def _drop_transport(self) -> None:
         if self._transport is not None:

@@ -1,0 +1,145 @@
+"""From what Home Assistant has stored to what the bridge wants: broker and route configurations."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from homeassistant.config_entries import ConfigEntry
+from homeassistant.const import CONF_CLIENT_ID, CONF_HOST, CONF_PASSWORD, CONF_PORT, CONF_USERNAME
+from homeassistant.core import HomeAssistant
+from homeassistant.helpers.storage import STORAGE_DIR
+
+from .bridge.config import DEFAULT_TCP_PORT, BridgeConfig, BrokerConfig, OutboxConfig, TlsConfig, TransportKind
+from .bridge.errors import BridgeError, ErrorCode
+from .bridge.routes import Direction, Route
+from .const import (
+    CONF_CA,
+    CONF_DIRECTION,
+    CONF_LOCAL,
+    CONF_MODE,
+    CONF_REMOTE,
+    CONF_SERVER_NAME,
+    CONF_TOPIC_FILTER,
+    CONF_USE_TLS,
+    CONF_VERIFY,
+    DOMAIN,
+    SUBENTRY_ROUTE,
+)
+
+MQTT_DOMAIN: Final = "mqtt"
+
+# Keys and special values in the data of Home Assistant's own mqtt entry (homeassistant/components/mqtt/const.py).
+# Not imported from there: that would load the whole mqtt integration also where it is not used.
+_MQTT_BROKER: Final = "broker"
+_MQTT_CERTIFICATE: Final = "certificate"
+_MQTT_CLIENT_CERT: Final = "client_cert"
+_MQTT_CLIENT_KEY: Final = "client_key"
+_MQTT_TLS_INSECURE: Final = "tls_insecure"
+_MQTT_TRANSPORT: Final = "transport"
+_MQTT_TRANSPORT_TCP: Final = "tcp"
+_MQTT_SYSTEM_CERTIFICATES: Final = "auto"
+
+
+class LocalMode(StrEnum):
+    """Where the local broker's address and credentials come from."""
+
+    HOME_ASSISTANT = "home_assistant"
+    """Home Assistant's own mqtt entry, read afresh for each connection."""
+    CUSTOM = "custom"
+
+
+def mqtt_entry(hass: HomeAssistant) -> ConfigEntry | None:
+    """Return the entry of Home Assistant's own MQTT integration, if there is one in use."""
+    entries = hass.config_entries.async_entries(MQTT_DOMAIN, include_ignore=False, include_disabled=False)
+    return entries[0] if entries else None
+
+
+def _home_assistant_broker(hass: HomeAssistant, client_id: str) -> BrokerConfig:
+    """Return the broker that Home Assistant's own MQTT integration uses."""
+    if (entry := mqtt_entry(hass)) is None:
+        raise BridgeError(ErrorCode.LOCAL_ENTRY_MISSING, "Home Assistant's MQTT integration is not set up")
+    data = entry.data
+    if data.get(_MQTT_TRANSPORT, _MQTT_TRANSPORT_TCP) != _MQTT_TRANSPORT_TCP:
+        raise BridgeError(
+            ErrorCode.CONFIGURATION,
+            "Home Assistant's MQTT integration reaches its broker over WebSockets, which the bridge cannot use;"
+            " enter the broker's host and port as another broker",
+        )
+    tls = None
+    if certificate := data.get(_MQTT_CERTIFICATE):
+        tls = TlsConfig(
+            ca=None if certificate == _MQTT_SYSTEM_CERTIFICATES else certificate,
+            verify=not data.get(_MQTT_TLS_INSECURE, False),
+            certificate=data.get(_MQTT_CLIENT_CERT),
+            private_key=data.get(_MQTT_CLIENT_KEY),
+        )
+    return BrokerConfig(
+        host=data[_MQTT_BROKER],
+        port=data.get(CONF_PORT, DEFAULT_TCP_PORT),
+        client_id=client_id,
+        username=data.get(CONF_USERNAME),
+        password=data.get(CONF_PASSWORD),
+        tls=tls,
+    )
+
+
+def local_broker(hass: HomeAssistant, local: Mapping[str, Any]) -> BrokerConfig:
+    """Return the local broker for `local`, the mapping stored in the entry.
+
+    Raises BridgeError when Home Assistant's own broker is wanted and its entry is missing (LOCAL_ENTRY_MISSING)
+    or cannot be used (CONFIGURATION).
+    """
+    if local[CONF_MODE] == LocalMode.HOME_ASSISTANT:
+        return _home_assistant_broker(hass, local[CONF_CLIENT_ID])
+    return BrokerConfig(
+        host=local[CONF_HOST],
+        port=local[CONF_PORT],
+        client_id=local[CONF_CLIENT_ID],
+        username=local[CONF_USERNAME],
+        password=local[CONF_PASSWORD],
+        tls=_tls(local) if local[CONF_USE_TLS] else None,
+    )
+
+
+def remote_broker(remote: Mapping[str, Any]) -> BrokerConfig:
+    """Return the remote broker for `remote`, the mapping stored in the entry."""
+    return BrokerConfig(
+        host=remote[CONF_HOST],
+        port=remote[CONF_PORT],
+        client_id=remote[CONF_CLIENT_ID],
+        transport=TransportKind.QUIC,
+        username=remote[CONF_USERNAME],
+        password=remote[CONF_PASSWORD],
+        tls=_tls(remote),
+    )
+
+
+def _tls(broker: Mapping[str, Any]) -> TlsConfig:
+    return TlsConfig(ca=broker[CONF_CA], server_name=broker[CONF_SERVER_NAME], verify=broker[CONF_VERIFY])
+
+
+def outbox_path(hass: HomeAssistant, entry: ConfigEntry) -> Path:
+    """Return the file that keeps an entry's messages while the remote is away."""
+    return Path(hass.config.path(STORAGE_DIR, DOMAIN, f"{entry.entry_id}.db"))
+
+
+def bridge_config(hass: HomeAssistant, entry: ConfigEntry) -> BridgeConfig:
+    """Return the bridge's configuration: the remote broker and the routes among the entry's subentries."""
+    return BridgeConfig(
+        outbox=OutboxConfig(path=outbox_path(hass, entry)),
+        remote=remote_broker(entry.data[CONF_REMOTE]),
+        routes=tuple(
+            Route(
+                id=subentry.subentry_id,
+                direction=Direction(subentry.data[CONF_DIRECTION]),
+                topic_filter=subentry.data[CONF_TOPIC_FILTER],
+            )
+            for subentry in entry.get_subentries_of_type(SUBENTRY_ROUTE)
+        ),
+    )
+
+
+def uses_home_assistant_broker(entry: ConfigEntry) -> bool:
+    """Tell whether the entry's local broker is Home Assistant's own."""
+    return bool(entry.data[CONF_LOCAL][CONF_MODE] == LocalMode.HOME_ASSISTANT)

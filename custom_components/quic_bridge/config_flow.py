@@ -1,0 +1,304 @@
+"""Set-up in the user interface: both brokers, really tried, then the topics; later changes of each."""
+
+from collections.abc import Callable, Mapping
+import logging
+import secrets
+from typing import Any, override
+
+from homeassistant.config_entries import (
+    SOURCE_RECONFIGURE,
+    SOURCE_USER,
+    ConfigEntry,
+    ConfigEntryState,
+    ConfigFlow,
+    ConfigFlowResult,
+    ConfigSubentryData,
+    ConfigSubentryFlow,
+    SubentryFlowResult,
+)
+from homeassistant.const import CONF_CLIENT_ID, CONF_HOST, CONF_PORT
+from homeassistant.core import callback
+from homeassistant.data_entry_flow import AbortFlow
+import probatio
+
+from .bridge.check import check_broker
+from .bridge.config import BrokerConfig, TransportKind
+from .bridge.errors import BridgeError
+from .bridge.status import Side
+from .brokers import LocalMode, local_broker, mqtt_entry, remote_broker
+from .const import (
+    CONF_DIRECTION,
+    CONF_LOCAL,
+    CONF_MODE,
+    CONF_REMOTE,
+    CONF_TOPIC_FILTER,
+    CONF_USE_TLS,
+    DOMAIN,
+    REAUTH_SIDE,
+    SECTION_ADVANCED,
+    SECTION_TLS,
+    SUBENTRY_ROUTE,
+)
+from .flow_forms import (
+    LOCAL_CUSTOM_SCHEMA,
+    LOCAL_SCHEMA,
+    REAUTH_SCHEMA,
+    REMOTE_SCHEMA,
+    ROUTE_SCHEMA,
+    TOPICS_SCHEMA,
+    FormError,
+    async_broker_data,
+    broker_form,
+    credentials,
+    error_field,
+    first_routes,
+    route_data,
+    route_title,
+)
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class QuicBridgeConfigFlow(ConfigFlow, domain=DOMAIN):
+    """Sets up a bridge: local broker, remote broker, first topics. Also changes one broker, or its credentials.
+
+    Reconfiguring goes through the same steps as setting up, one broker at a time.
+    """
+
+    VERSION = 1
+    MINOR_VERSION = 1
+
+    def __init__(self) -> None:
+        """Begin with client identifiers that nobody else has; they stay those of the bridge for ever."""
+        client_id = f"quic-bridge-{secrets.token_hex(4)}"
+        # Both sides may be the same broker, where two clients must not share an identifier.
+        self._local: dict[str, Any] = {CONF_CLIENT_ID: f"{client_id}-local"}
+        self._remote: dict[str, Any] = {CONF_CLIENT_ID: client_id}
+        self._reauth_side = Side.REMOTE
+
+    @classmethod
+    @callback
+    @override
+    def async_get_supported_subentry_types(cls, config_entry: ConfigEntry) -> dict[str, type[ConfigSubentryFlow]]:
+        """Return the kinds of subentries: routes."""
+        return {SUBENTRY_ROUTE: RouteSubentryFlow}
+
+    # --- the steps of setting up, and of reconfiguring ----------------------------------------------------------------
+
+    @override
+    async def async_step_user(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
+        """Begin with the local broker."""
+        return await self.async_step_local()
+
+    async def async_step_local(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
+        """Choose the local broker; without an MQTT integration in Home Assistant there is nothing to choose."""
+        if user_input is None and mqtt_entry(self.hass) is None:
+            return await self.async_step_local_custom()
+        if user_input is None:
+            return self._form("local", LOCAL_SCHEMA, self._local)
+        if user_input[CONF_MODE] == LocalMode.CUSTOM:
+            return await self.async_step_local_custom()
+        local = {CONF_MODE: LocalMode.HOME_ASSISTANT.value, CONF_CLIENT_ID: self._local[CONF_CLIENT_ID]}
+        try:
+            await self._async_try(LOCAL_SCHEMA, lambda: local_broker(self.hass, local))
+        except FormError as error:
+            return self._form("local", LOCAL_SCHEMA, user_input, error)
+        return await self._async_local_done(local)
+
+    async def async_step_local_custom(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
+        """Ask for another local broker."""
+        if user_input is None:
+            return self._form("local_custom", LOCAL_CUSTOM_SCHEMA, broker_form(self._local))
+        try:
+            local = {
+                CONF_MODE: LocalMode.CUSTOM.value,
+                CONF_CLIENT_ID: self._local[CONF_CLIENT_ID],
+                CONF_USE_TLS: user_input[SECTION_TLS][CONF_USE_TLS],
+                **await async_broker_data(self.hass, user_input, self._local),
+            }
+            await self._async_try(LOCAL_CUSTOM_SCHEMA, lambda: local_broker(self.hass, local))
+        except FormError as error:
+            return self._form("local_custom", LOCAL_CUSTOM_SCHEMA, user_input, error)
+        return await self._async_local_done(local)
+
+    async def _async_local_done(self, local: dict[str, Any]) -> ConfigFlowResult:
+        if self.source == SOURCE_RECONFIGURE:
+            return self._save(self._get_reconfigure_entry(), Side.LOCAL, local)
+        self._local = local
+        return await self.async_step_remote()
+
+    async def async_step_remote(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
+        """Ask for the remote broker."""
+        if user_input is None:
+            return self._form("remote", REMOTE_SCHEMA, broker_form(self._remote))
+        try:
+            remote = {
+                CONF_CLIENT_ID: _client_id(user_input),
+                **await async_broker_data(self.hass, user_input, self._remote),
+            }
+            self._abort_if_configured(remote)
+            await self._async_try(REMOTE_SCHEMA, lambda: remote_broker(remote))
+        except FormError as error:
+            return self._form("remote", REMOTE_SCHEMA, user_input, error)
+        if self.source == SOURCE_RECONFIGURE:
+            return self._save(self._get_reconfigure_entry(), Side.REMOTE, remote)
+        self._remote = remote
+        return await self.async_step_topics()
+
+    async def async_step_topics(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
+        """Ask for the first topics, and finish."""
+        if user_input is None:
+            return self._form("topics", TOPICS_SCHEMA, None)
+        try:
+            routes = first_routes(user_input)
+        except FormError as error:
+            return self._form("topics", TOPICS_SCHEMA, user_input, error)
+        return self.async_create_entry(
+            title=self._remote[CONF_HOST],
+            data={CONF_LOCAL: self._local, CONF_REMOTE: self._remote},
+            subentries=[
+                ConfigSubentryData(
+                    subentry_type=SUBENTRY_ROUTE,
+                    title=route_title(direction, topic_filter),
+                    unique_id=None,
+                    data={CONF_DIRECTION: direction.value, CONF_TOPIC_FILTER: topic_filter},
+                )
+                for topic_filter, direction in routes.items()
+            ],
+        )
+
+    async def async_step_reconfigure(self, _: dict[str, Any] | None = None) -> ConfigFlowResult:
+        """Choose which broker to change."""
+        entry = self._get_reconfigure_entry()
+        self._local, self._remote = dict(entry.data[CONF_LOCAL]), dict(entry.data[CONF_REMOTE])
+        return self.async_show_menu(step_id="reconfigure", menu_options=["local", "remote"])
+
+    # --- credentials that are refused ---------------------------------------------------------------------------------
+
+    async def async_step_reauth(self, entry_data: Mapping[str, Any]) -> ConfigFlowResult:
+        """Note which broker refuses."""
+        self._reauth_side = Side(entry_data.get(REAUTH_SIDE, Side.REMOTE))
+        return await self.async_step_reauth_confirm()
+
+    async def async_step_reauth_confirm(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
+        """Ask for credentials (or another client identifier) that the broker accepts."""
+        entry, side = self._get_reauth_entry(), self._reauth_side
+        stored = entry.data[side.value]
+        where = {CONF_HOST: stored[CONF_HOST], CONF_PORT: str(stored[CONF_PORT])}
+        if user_input is None:
+            return self._form("reauth_confirm", REAUTH_SCHEMA, broker_form(stored), placeholders=where)
+        try:
+            broker = {**stored, **credentials(user_input, stored), CONF_CLIENT_ID: _client_id(user_input)}
+            if side is Side.REMOTE:
+                self._abort_if_configured(broker)
+            await self._async_try(
+                REAUTH_SCHEMA,
+                lambda: remote_broker(broker) if side is Side.REMOTE else local_broker(self.hass, broker),
+            )
+        except FormError as error:
+            return self._form("reauth_confirm", REAUTH_SCHEMA, user_input, error, placeholders=where)
+        return self._save(entry, side, broker)
+
+    # --- what the steps share -----------------------------------------------------------------------------------------
+
+    def _form(
+        self,
+        step_id: str,
+        schema: probatio.Schema,
+        values: Mapping[str, Any] | None,
+        error: FormError | None = None,
+        placeholders: Mapping[str, str] | None = None,
+    ) -> ConfigFlowResult:
+        return self.async_show_form(
+            step_id=step_id,
+            data_schema=self.add_suggested_values_to_schema(schema, values),
+            errors={error.field: error.key} if error else None,
+            description_placeholders={**(placeholders or {}), **(error.placeholders if error else {})},
+            last_step=step_id not in {"local", "local_custom", "remote"} or self.source == SOURCE_RECONFIGURE,
+        )
+
+    async def _async_try(self, schema: probatio.Schema, broker: Callable[[], BrokerConfig]) -> None:
+        """Log in at a broker and out again; raises FormError for the form of `schema`.
+
+        `broker` is called here because it, too, may find that something is wrong.
+        """
+        placeholders = {}
+        try:
+            config = broker()
+            placeholders = {
+                "host": config.host,
+                "port": str(config.port),
+                "protocol": "UDP" if config.transport is TransportKind.QUIC else "TCP",
+                "client_id": config.client_id,
+            }
+            await check_broker(config)
+        except BridgeError as error:
+            _LOGGER.debug("Trying the broker failed with %s: %s", error.code, error)
+            raise FormError(
+                error_field(error.code, schema), error.code.value, {**placeholders, "detail": error.text}
+            ) from error
+        except Exception as error:
+            _LOGGER.exception("Unexpected error while trying a broker")
+            raise FormError("base", "unknown", placeholders) from error
+
+    def _abort_if_configured(self, remote: Mapping[str, Any]) -> None:
+        """Abort when another bridge has the same identity at the same remote broker: the two would fight for it."""
+        keys = (CONF_HOST, CONF_PORT, CONF_CLIENT_ID)
+        for entry in self._async_current_entries(include_ignore=False):
+            other = entry.data[CONF_REMOTE]
+            if entry.entry_id != self.context.get("entry_id") and all(other[key] == remote[key] for key in keys):
+                raise AbortFlow("already_configured")
+
+    def _save(self, entry: ConfigEntry, side: Side, broker: dict[str, Any]) -> ConfigFlowResult:
+        """Store a changed broker; the bridge starts afresh, or at least tries this side at once."""
+        stored = entry.data[side.value]
+        if stored == broker and entry.state is ConfigEntryState.LOADED:
+            entry.runtime_data.bridge.reconnect(side)
+        # A title that the user has chosen is left alone.
+        follows = side is Side.REMOTE and entry.title == stored[CONF_HOST]
+        return self.async_update_and_abort(
+            entry, title=broker[CONF_HOST] if follows else entry.title, data_updates={side.value: broker}
+        )
+
+
+class RouteSubentryFlow(ConfigSubentryFlow):
+    """Adds a route, or changes one."""
+
+    async def async_step_user(self, user_input: dict[str, Any] | None = None) -> SubentryFlowResult:
+        """Ask for a new route."""
+        return await self._async_step(SOURCE_USER, user_input)
+
+    async def async_step_reconfigure(self, user_input: dict[str, Any] | None = None) -> SubentryFlowResult:
+        """Ask for a route's new settings."""
+        return await self._async_step(SOURCE_RECONFIGURE, user_input)
+
+    async def _async_step(self, step_id: str, user_input: dict[str, Any] | None) -> SubentryFlowResult:
+        entry = self._get_entry()
+        changed = self._get_reconfigure_subentry() if step_id == SOURCE_RECONFIGURE else None
+        values: Mapping[str, Any] | None = user_input or (changed.data if changed else None)
+        errors: dict[str, str] = {}
+        placeholders: Mapping[str, str] = {}
+        if user_input is not None:
+            others = [route.data for route in entry.get_subentries_of_type(SUBENTRY_ROUTE) if route is not changed]
+            try:
+                data = route_data(user_input, others)
+            except FormError as error:
+                errors, placeholders = {error.field: error.key}, error.placeholders
+            else:
+                title = route_title(**data)
+                if changed is None:
+                    return self.async_create_entry(title=title, data=data)
+                return self.async_update_and_abort(entry, changed, title=title, data=data)
+        return self.async_show_form(
+            step_id=step_id,
+            data_schema=self.add_suggested_values_to_schema(ROUTE_SCHEMA, values),
+            errors=errors,
+            description_placeholders=placeholders,
+        )
+
+
+def _client_id(user_input: Mapping[str, Any]) -> str:
+    """Return the client identifier from the section of the rarely needed; raises FormError."""
+    if not (client_id := user_input[SECTION_ADVANCED][CONF_CLIENT_ID].strip()):
+        raise FormError(SECTION_ADVANCED, "client_id_empty")
+    return str(client_id)

@@ -1,0 +1,30 @@
+"""Names that are stored in config entries, used in flows, or shared between platforms."""
+
+from typing import Final
+
+DOMAIN: Final = "quic_bridge"
+
+# entry.data: one mapping for each broker.
+CONF_LOCAL: Final = "local"
+CONF_REMOTE: Final = "remote"
+
+# Keys of these two mappings, besides Home Assistant's own (host, port, username, password, client_id).
+CONF_MODE: Final = "mode"
+CONF_USE_TLS: Final = "use_tls"
+"""Local only: the remote is reached over QUIC, which always uses TLS."""
+CONF_CA: Final = "ca"
+CONF_SERVER_NAME: Final = "server_name"
+CONF_VERIFY: Final = "verify"
+
+# Fields and sections of the flows which are not stored under these names.
+CONF_CA_FILE: Final = "ca_file"
+CONF_SEND: Final = "send"
+CONF_RECEIVE: Final = "receive"
+SECTION_TLS: Final = "tls"
+SECTION_ADVANCED: Final = "advanced"
+REAUTH_SIDE: Final = "reauth_side"
+"""Key in a reauth flow's data: which broker refuses the credentials (a Side)."""
+
+SUBENTRY_ROUTE: Final = "route"
+CONF_DIRECTION: Final = "direction"
+CONF_TOPIC_FILTER: Final = "topic_filter"

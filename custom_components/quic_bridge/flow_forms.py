@@ -1,0 +1,283 @@
+"""The forms of the config flow: their fields, and the way from what was typed to what is stored."""
+
+from collections.abc import Collection, Mapping
+import ipaddress
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from homeassistant.components.file_upload import process_uploaded_file
+from homeassistant.const import CONF_CLIENT_ID, CONF_HOST, CONF_PASSWORD, CONF_PORT, CONF_USERNAME
+from homeassistant.core import HomeAssistant
+from homeassistant.data_entry_flow import section
+from homeassistant.helpers.selector import (
+    BooleanSelector,
+    FileSelector,
+    FileSelectorConfig,
+    NumberSelector,
+    NumberSelectorConfig,
+    NumberSelectorMode,
+    SelectSelector,
+    SelectSelectorConfig,
+    SelectSelectorMode,
+    TextSelector,
+    TextSelectorConfig,
+    TextSelectorType,
+)
+import probatio
+
+from .bridge.config import DEFAULT_QUIC_PORT, DEFAULT_TCP_PORT
+from .bridge.errors import ErrorCode
+from .bridge.routes import Direction, validate_filter
+from .brokers import LocalMode
+from .const import (
+    CONF_CA,
+    CONF_CA_FILE,
+    CONF_DIRECTION,
+    CONF_MODE,
+    CONF_RECEIVE,
+    CONF_SEND,
+    CONF_SERVER_NAME,
+    CONF_TOPIC_FILTER,
+    CONF_USE_TLS,
+    CONF_VERIFY,
+    SECTION_ADVANCED,
+    SECTION_TLS,
+)
+
+MAX_UPLOAD: Final = 1024 * 1024
+"""Bytes; a bundle of all the authorities that browsers know is a quarter of this."""
+
+_TEXT = TextSelector()
+_PORT = NumberSelector(NumberSelectorConfig(min=1, max=65535, step=1, mode=NumberSelectorMode.BOX))
+_TOPICS = TextSelector(TextSelectorConfig(multiple=True))
+
+_CREDENTIALS: Final = {
+    probatio.Optional(CONF_USERNAME): TextSelector(TextSelectorConfig(autocomplete="username")),
+    probatio.Optional(CONF_PASSWORD): TextSelector(
+        TextSelectorConfig(type=TextSelectorType.PASSWORD, autocomplete="current-password")
+    ),
+}
+_TLS: Final = {
+    probatio.Optional(CONF_CA): TextSelector(TextSelectorConfig(multiline=True)),
+    probatio.Optional(CONF_CA_FILE): FileSelector(FileSelectorConfig(accept=".pem,.crt,.cer,.der")),
+    probatio.Optional(CONF_SERVER_NAME): _TEXT,
+    probatio.Required(CONF_VERIFY, default=True): BooleanSelector(),
+}
+_ADVANCED: Final = {
+    probatio.Required(SECTION_ADVANCED): section(
+        probatio.Schema({probatio.Required(CONF_CLIENT_ID): _TEXT}), {"collapsed": True}
+    ),
+}
+
+LOCAL_SCHEMA: Final = probatio.Schema(
+    {
+        probatio.Required(CONF_MODE, default=LocalMode.HOME_ASSISTANT.value): SelectSelector(
+            SelectSelectorConfig(
+                options=[mode.value for mode in LocalMode], translation_key="local_mode", mode=SelectSelectorMode.LIST
+            )
+        )
+    }
+)
+LOCAL_CUSTOM_SCHEMA: Final = probatio.Schema(
+    {
+        probatio.Required(CONF_HOST): _TEXT,
+        probatio.Required(CONF_PORT, default=DEFAULT_TCP_PORT): _PORT,
+        **_CREDENTIALS,
+        probatio.Required(SECTION_TLS): section(
+            probatio.Schema({probatio.Required(CONF_USE_TLS, default=False): BooleanSelector(), **_TLS}),
+            {"collapsed": True},
+        ),
+    }
+)
+REMOTE_SCHEMA: Final = probatio.Schema(
+    {
+        probatio.Required(CONF_HOST): _TEXT,
+        probatio.Required(CONF_PORT, default=DEFAULT_QUIC_PORT): _PORT,
+        **_CREDENTIALS,
+        probatio.Required(SECTION_TLS): section(probatio.Schema(_TLS), {"collapsed": True}),
+        **_ADVANCED,
+    }
+)
+REAUTH_SCHEMA: Final = probatio.Schema({**_CREDENTIALS, **_ADVANCED})
+TOPICS_SCHEMA: Final = probatio.Schema(
+    {probatio.Optional(CONF_SEND): _TOPICS, probatio.Optional(CONF_RECEIVE): _TOPICS}
+)
+ROUTE_SCHEMA: Final = probatio.Schema(
+    {
+        probatio.Required(CONF_DIRECTION, default=Direction.TO_REMOTE.value): SelectSelector(
+            SelectSelectorConfig(
+                options=[direction.value for direction in Direction],
+                translation_key="direction",
+                mode=SelectSelectorMode.LIST,
+            )
+        ),
+        probatio.Required(CONF_TOPIC_FILTER): _TEXT,
+    }
+)
+
+_FIELDS: Final = {
+    ErrorCode.NAME_NOT_FOUND: CONF_HOST,
+    ErrorCode.UNREACHABLE: CONF_HOST,
+    ErrorCode.NO_ANSWER: CONF_HOST,
+    ErrorCode.REFUSED: CONF_PORT,
+    ErrorCode.NOT_MQTT_QUIC: CONF_PORT,
+    ErrorCode.CERTIFICATE_UNTRUSTED: SECTION_TLS,
+    ErrorCode.CERTIFICATE_NAME: SECTION_TLS,
+    ErrorCode.CERTIFICATE_EXPIRED: SECTION_TLS,
+    ErrorCode.TLS_FAILED: SECTION_TLS,
+    ErrorCode.BAD_CREDENTIALS: CONF_PASSWORD,
+    ErrorCode.NOT_AUTHORIZED: CONF_USERNAME,
+    ErrorCode.CLIENT_ID_REFUSED: SECTION_ADVANCED,
+}
+"""The field or section at whose head an error is shown, in forms that have it."""
+
+
+class FormError(Exception):
+    """What was typed cannot be used: `key` is the error's translation key, `field` where it is shown."""
+
+    def __init__(self, field: str, key: str, placeholders: Mapping[str, str] | None = None) -> None:
+        """Make the error; `placeholders` are those of its text."""
+        super().__init__(key)
+        self.field = field
+        self.key = key
+        self.placeholders = placeholders or {}
+
+
+def error_field(code: ErrorCode, schema: probatio.Schema) -> str:
+    """Return where in the form of `schema` an error belongs."""
+    field = _FIELDS.get(code)
+    return field if field is not None and field in schema.schema else "base"
+
+
+def clean_host(text: str) -> str:
+    """Return a host name or address as it is to be dialled; FormError if it is neither.
+
+    People paste URLs, host:port and [IPv6]; only the last can be meant in one way only.
+    """
+    host = text.strip().lower()
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if ":" in host:
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise FormError(CONF_HOST, "invalid_host") from None
+    elif not host or any(character.isspace() or character in "/\\@?#[]%,;" for character in host):
+        raise FormError(CONF_HOST, "invalid_host")
+    return host
+
+
+async def async_read_ca(hass: HomeAssistant, tls: dict[str, Any]) -> str | None:
+    """Return the CA certificates of a TLS section as PEM text, None if there are none.
+
+    An uploaded file is there only once: its text takes the place of the pasted text in `tls`, so that it is still
+    there when the form is shown again because of another error. Raises FormError.
+    """
+    upload = tls.pop(CONF_CA_FILE, None)
+    pasted = tls.get(CONF_CA, "").strip()
+    if upload is None and not pasted:
+        return None
+    try:
+        pem = await hass.async_add_executor_job(_certificates, hass, upload, pasted)
+    except ValueError as error:
+        raise FormError(SECTION_TLS, "ca_invalid", {"detail": str(error)}) from error
+    tls[CONF_CA] = pem
+    return pem
+
+
+def _certificates(hass: HomeAssistant, upload: str | None, pasted: str) -> str:
+    """Read certificates, PEM or DER, and write them as PEM alone; a private key among them is not kept."""
+    content = pasted.encode()
+    if upload is not None:
+        with process_uploaded_file(hass, upload) as path, path.open("rb") as file:
+            content = file.read(MAX_UPLOAD)
+    if b"-----BEGIN" in content:
+        certificates = x509.load_pem_x509_certificates(content)
+    else:
+        certificates = [x509.load_der_x509_certificate(content)]
+    return "".join(certificate.public_bytes(Encoding.PEM).decode() for certificate in certificates)
+
+
+async def async_broker_data(
+    hass: HomeAssistant, user_input: dict[str, Any], previous: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return what is stored for a broker from its form, whose TLS section may be amended (see `async_read_ca`).
+
+    `previous` is what is stored so far, when the broker is changed. Raises FormError.
+    """
+    tls = user_input[SECTION_TLS]
+    return {
+        CONF_HOST: clean_host(user_input[CONF_HOST]),
+        CONF_PORT: int(user_input[CONF_PORT]),
+        **credentials(user_input, previous),
+        CONF_CA: await async_read_ca(hass, tls),
+        CONF_SERVER_NAME: tls.get(CONF_SERVER_NAME, "").strip() or None,
+        CONF_VERIFY: tls[CONF_VERIFY],
+    }
+
+
+def credentials(user_input: Mapping[str, Any], previous: Mapping[str, Any] | None) -> dict[str, str | None]:
+    """Return username and password; a password that is left empty stays as it was as long as the username does."""
+    username = user_input.get(CONF_USERNAME) or None
+    password = user_input.get(CONF_PASSWORD) or None
+    if password is None and previous is not None and username == previous.get(CONF_USERNAME):
+        password = previous.get(CONF_PASSWORD)
+    return {CONF_USERNAME: username, CONF_PASSWORD: password}
+
+
+def broker_form(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a broker's form shows of what is stored: everything but the password."""
+    optional = {
+        CONF_HOST: stored.get(CONF_HOST),
+        CONF_PORT: stored.get(CONF_PORT),
+        CONF_USERNAME: stored.get(CONF_USERNAME),
+    }
+    tls = {key: stored.get(key) for key in (CONF_USE_TLS, CONF_CA, CONF_SERVER_NAME, CONF_VERIFY)}
+    return {
+        **{key: value for key, value in optional.items() if value is not None},
+        SECTION_TLS: {key: value for key, value in tls.items() if value is not None},
+        SECTION_ADVANCED: {CONF_CLIENT_ID: stored[CONF_CLIENT_ID]},
+    }
+
+
+def first_routes(user_input: Mapping[str, Any]) -> dict[str, Direction]:
+    """Return the routes, filter to direction, of the two lists of topics; raises FormError."""
+    routes: dict[str, Direction] = {}
+    for field, direction in ((CONF_SEND, Direction.TO_REMOTE), (CONF_RECEIVE, Direction.TO_LOCAL)):
+        for text in user_input.get(field, ()):
+            if not (topic_filter := text.strip()):
+                continue
+            if (problem := validate_filter(topic_filter)) is not None:
+                raise FormError(field, problem, {"topic": topic_filter})
+            routes[topic_filter] = direction if routes.get(topic_filter, direction) is direction else Direction.BOTH
+    if not routes:
+        raise FormError("base", "no_topics")
+    return routes
+
+
+def route_data(user_input: Mapping[str, Any], others: Collection[Mapping[str, Any]]) -> dict[str, str]:
+    """Return what is stored for a route; FormError if its filter is invalid or one of the `others` does the same."""
+    direction = Direction(user_input[CONF_DIRECTION])
+    topic_filter = user_input[CONF_TOPIC_FILTER].strip()
+    problem = validate_filter(topic_filter)
+    if problem is None and any(
+        topic_filter == other[CONF_TOPIC_FILTER] and _overlap(direction, Direction(other[CONF_DIRECTION]))
+        for other in others
+    ):
+        problem = "route_exists"
+    if problem is not None:
+        raise FormError(CONF_TOPIC_FILTER, problem, {"topic": topic_filter})
+    return {CONF_DIRECTION: direction.value, CONF_TOPIC_FILTER: topic_filter}
+
+
+def _overlap(first: Direction, second: Direction) -> bool:
+    return first is second or Direction.BOTH in {first, second}
+
+
+_ARROWS: Final = {Direction.TO_REMOTE: "→", Direction.TO_LOCAL: "←", Direction.BOTH: "↔"}
+
+
+def route_title(direction: str, topic_filter: str) -> str:
+    """Name a route in the user interface, in any language."""
+    return f"{_ARROWS[Direction(direction)]} {topic_filter}"

@@ -1,0 +1,384 @@
+"""The Outbox beside a list that follows the same rules, through whatever hypothesis comes up with."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from pathlib import Path
+import shutil
+import tempfile
+from typing import Final, override
+
+from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from custom_components.quic_bridge.bridge.outbox import (
+    Outbox,
+    OutboxDrop,
+    OutboxError,
+    OutboxFault,
+    OutboxLimits,
+    OutboxMessage,
+    OutboxPolicy,
+    OutboxRow,
+)
+
+from .outbox_support import Clock, copy_files
+
+MAX_MESSAGES: Final = 8
+MAX_BYTES: Final = 400
+MAX_AGE: Final = 60.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as the model has it."""
+
+    seq: int
+    mid: int
+    given: bool
+    message: OutboxMessage
+    created_at: float
+    released: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes that count."""
+        return 0 if self.released else len(self.message.packet)
+
+
+class Model:
+    """The rules of the Outbox on a list."""
+
+    def __init__(self, policy: OutboxPolicy) -> None:
+        self.policy = policy
+        self.rows: list[Row] = []
+        self.still_in_file: list[Row] = []
+        """Deleted, but not in the file yet."""
+        self.receipts: set[int] = set()
+        self.dropped: Counter[OutboxDrop] = Counter()
+        self.next_seq = 1
+        self.last_mid = 0
+        self.sent_upto = 0
+        self.handed_out = 0
+
+    @property
+    def messages(self) -> list[Row]:
+        """Rows that count."""
+        return [row for row in self.rows if not row.released]
+
+    def _drop(self, row: Row, reason: OutboxDrop) -> None:
+        self.dropped[reason] += 1
+        place = self.rows.index(row)
+        if row.message.qos == 2 and row.seq <= self.sent_upto:
+            self.rows[place] = replace(row, released=True)
+        else:
+            del self.rows[place]
+
+    def _droppable(self) -> list[Row]:
+        return [row for row in self.messages if row.seq > self.handed_out]
+
+    def expire(self, now: float) -> None:
+        """Drop what is too old."""
+        for row in self._droppable():
+            if row.message.expires_at is not None and row.message.expires_at <= now:
+                self._drop(row, OutboxDrop.EXPIRED)
+        for row in self._droppable():
+            if row.created_at <= now - MAX_AGE:
+                self._drop(row, OutboxDrop.AGE)
+
+    def append(self, messages: list[OutboxMessage], now: float) -> int:
+        """Return how many were taken."""
+        self.still_in_file.clear()
+        self.expire(now)
+        for taken, message in enumerate(messages):
+            replaced = [
+                row
+                for row in self._droppable()
+                if message.replaces_topic and row.message.replaces_topic and row.message.topic == message.topic
+            ]
+            size = len(message.packet)
+            if self.policy is OutboxPolicy.REFUSE and not message.released and size <= MAX_BYTES:
+                rest = [row for row in self.messages if row not in replaced]
+                if len(rest) == MAX_MESSAGES or sum(row.size for row in rest) + size > MAX_BYTES:
+                    return taken
+            for row in replaced:
+                self._drop(row, OutboxDrop.REPLACED)
+            row = Row(self.next_seq, self._mid(message), message.sent_mid is not None, message, now, message.released)
+            self.next_seq += 1
+            self.rows.append(row)
+            if message.needs_receipt:
+                self.receipts.add(message.source_mid)
+            if message.sent_mid is not None:
+                self.sent_upto = row.seq
+            if not row.released and message.expires_at is not None and message.expires_at <= now:
+                self._drop(row, OutboxDrop.EXPIRED)
+            elif not row.released and size > MAX_BYTES:
+                self._drop(row, OutboxDrop.FULL_BYTES)
+        if self.policy is OutboxPolicy.DROP_OLDEST:
+            for row in self._droppable():
+                if len(self.messages) > MAX_MESSAGES:
+                    self._drop(row, OutboxDrop.FULL_MESSAGES)
+                elif sum(row.size for row in self.rows) > MAX_BYTES:
+                    self._drop(row, OutboxDrop.FULL_BYTES)
+        return len(messages)
+
+    def _mid(self, message: OutboxMessage) -> int:
+        if message.sent_mid is not None or message.qos == 0:
+            return message.sent_mid or 0
+        self.last_mid += 1
+        while self.last_mid in [row.mid for row in self.rows if row.given]:
+            self.last_mid += 1
+        return self.last_mid
+
+    def restart(self) -> None:
+        """What a new process knows."""
+        self.handed_out = 0
+        self.dropped.clear()
+        self.next_seq = max([self.sent_upto, *(row.seq for row in self.rows)]) + 1
+        counted = [row.mid for row in self.rows if not row.given and row.message.qos]
+        self.last_mid = counted[-1] if counted else 0
+
+    def crash(self) -> None:
+        """What was not in the file never happened."""
+        self.rows = sorted([*self.rows, *self.still_in_file], key=lambda row: row.seq)
+        self.still_in_file.clear()
+        self.restart()
+
+
+class OutboxMachine(RuleBasedStateMachine):
+    """Does the same to both."""
+
+    @initialize(policy=st.sampled_from(OutboxPolicy))
+    def begin(self, policy: OutboxPolicy) -> None:
+        """Open."""
+        self.folder = Path(tempfile.mkdtemp())
+        self.lives = 0
+        self.count = 0
+        self.runner = asyncio.Runner()
+        self.clock = Clock()
+        self.model = Model(policy)
+        self._open(self.folder / "0" / "outbox.db")
+
+    def _open(self, path: Path) -> None:
+        self.path = path
+        limits = OutboxLimits(messages=MAX_MESSAGES, bytes=MAX_BYTES, age=MAX_AGE, policy=self.model.policy)
+        self.outbox = Outbox(path, limits, clock=self.clock)
+        opened = self.do(self.outbox.open())
+        assert opened.rescue is None
+        assert opened.messages == len(self.model.messages)
+
+    def do[T](self, operation: Awaitable[T]) -> T:
+        """Run it."""
+
+        async def wait() -> T:
+            return await operation
+
+        return self.runner.run(wait())
+
+    @override
+    def teardown(self) -> None:
+        """Close."""
+        if hasattr(self, "outbox"):
+            self.do(self.outbox.close())
+            self.runner.close()
+            shutil.rmtree(self.folder)
+
+    @rule(data=st.data(), count=st.integers(1, 5), all_new=st.booleans())
+    def append(self, data: st.DataObject, count: int, all_new: bool) -> None:
+        """A batch, with messages that were sent at its front where they may come."""
+        batch: list[OutboxMessage] = []
+        given = {row.mid for row in self.model.rows if row.given}
+        may_be_given = not all_new and all(row.given for row in self.model.rows)
+        for _ in range(count):
+            qos = data.draw(st.sampled_from((1, 2, 2, 0)))
+            sent_mid = None
+            if may_be_given and qos and data.draw(st.booleans()):
+                sent_mid = data.draw(st.integers(1, 12))
+                assert self.outbox.may_have_been_sent(sent_mid) == (
+                    sent_mid not in {row.mid for row in self.model.rows}
+                )
+                if sent_mid in given:
+                    sent_mid = None
+                else:
+                    given.add(sent_mid)
+            may_be_given = may_be_given and sent_mid is not None
+            self.count += 1
+            lifetime = data.draw(st.sampled_from((None, None, None, 0, 10, 40)))
+            batch.append(
+                OutboxMessage(
+                    packet=self.count.to_bytes(4) + bytes(data.draw(st.sampled_from((0, 20, 100, 350, MAX_BYTES)))),
+                    topic=data.draw(st.sampled_from("abc")),
+                    qos=qos,
+                    source_mid=self.count,
+                    sent_mid=sent_mid,
+                    expires_at=None if lifetime is None else self.clock.now + lifetime,
+                    replaces_topic=data.draw(st.booleans()),
+                    needs_receipt=qos == 2 and data.draw(st.booleans()),
+                    released=qos == 2 and sent_mid is not None and data.draw(st.booleans()),
+                )
+            )
+        before = self.model.dropped.copy()
+        first = self.model.next_seq
+        taken = self.model.append(batch, self.clock.now)
+        result = self.do(self.outbox.append(batch))
+        assert result.seqs == range(first, first + taken)
+        assert result.refused == count - taken
+        assert result.dropped == self.model.dropped - before
+
+    @rule(after=st.booleans(), count=st.integers(1, 6), size=st.sampled_from((1, 150, 10_000)))
+    def peek(self, after: bool, count: int, size: int) -> None:
+        """Hand out."""
+        start = self.model.handed_out if after else 0
+        self.model.still_in_file.clear()
+        self.model.expire(self.clock.now)
+        expected: list[Row] = []
+        for row in self.model.rows:
+            if row.seq > start and len(expected) < count:
+                if expected and sum(row.size for row in expected) + row.size > size:
+                    break
+                expected.append(row)
+        rows = self.do(self.outbox.peek(start, count, size))
+        assert rows == [self.expected(row) for row in expected]
+        if expected:
+            self.model.sent_upto = max(self.model.sent_upto, expected[-1].seq)
+            self.model.handed_out = max(self.model.handed_out, expected[-1].seq)
+
+    def expected(self, row: Row) -> OutboxRow:
+        """Return what `peek` is to give."""
+        one, released = row.message, row.released
+        return OutboxRow(
+            seq=row.seq,
+            mid=row.mid,
+            qos=one.qos,
+            packet=b"" if released else one.packet,
+            topic="" if released else one.topic,
+            created_at=row.created_at,
+            expires_at=None if released else one.expires_at,
+            sent=row.seq <= self.model.sent_upto,
+            released=released,
+        )
+
+    @rule(chosen=st.sets(st.integers(0, 7)), fails=st.booleans())
+    def delete(self, chosen: set[int], fails: bool) -> None:
+        """Some of what is handed out; sometimes the file cannot be written."""
+        gone = [row for n, row in enumerate(self.model.rows) if n in chosen and row.seq <= self.model.handed_out]
+        self.model.rows = [row for row in self.model.rows if row not in gone]
+        self.model.still_in_file = [*self.model.still_in_file, *gone] if fails else []
+        self.writable(not fails)
+        self.do(self.outbox.delete([row.seq for row in gone]))
+        self.writable(True)
+
+    @rule(chosen=st.sets(st.integers(0, 7)), fails=st.booleans())
+    def mark_received(self, chosen: set[int], fails: bool) -> None:
+        """Some of what is handed out."""
+        rows = [row for n, row in enumerate(self.model.rows) if n in chosen and row.seq <= self.model.handed_out]
+        rows = [row for row in rows if row.message.qos == 2 and not row.released]
+        seqs = [row.seq for row in rows]
+        if fails and rows:
+            self.writable(False)
+            try:
+                self.do(self.outbox.mark_received(seqs))
+            except OutboxError as error:
+                assert error.fault is OutboxFault.NOT_WRITABLE  # noqa: PT017
+            else:
+                raise AssertionError
+            finally:
+                self.writable(True)
+            return
+        self.do(self.outbox.mark_received(seqs))
+        self.model.still_in_file.clear()
+        self.model.rows = [replace(row, released=True) if row in rows else row for row in self.model.rows]
+
+    def writable(self, yes: bool) -> None:
+        """Have SQLite refuse to write, or not."""
+        self.outbox._store._ledger.db.execute(f"PRAGMA query_only = {'OFF' if yes else 'ON'}")
+
+    @rule(number=st.integers(1, 60))
+    def find(self, number: int) -> None:
+        """A message that the local broker sends again."""
+        rows = [row for row in self.model.rows if row.message.source_mid == number and not row.released]
+        for row in rows:
+            assert self.do(self.outbox.find(number, row.message.packet))
+        if not rows and number not in [row.message.source_mid for row in self.model.still_in_file]:
+            assert not self.do(self.outbox.find(number, number.to_bytes(4)))
+
+    @rule(chosen=st.sets(st.integers(1, 60)))
+    def remove_receipts(self, chosen: set[int]) -> None:
+        """PUBREL."""
+        self.do(self.outbox.remove_receipts(chosen))
+        self.model.still_in_file.clear()
+        self.model.receipts -= chosen
+
+    @rule()
+    def forget_local_session(self) -> None:
+        """The local broker lost it."""
+        self.do(self.outbox.forget_local_session())
+        self.model.still_in_file.clear()
+        self.model.receipts.clear()
+        self.model.rows = [
+            replace(row, message=replace(row.message, source_mid=0, needs_receipt=False)) for row in self.model.rows
+        ]
+
+    @rule()
+    def rewind(self) -> None:
+        """The remote is lost."""
+        self.outbox.rewind()
+        self.model.handed_out = 0
+
+    @rule(seconds=st.sampled_from((1.0, 9.0, 30.0)))
+    def wait(self, seconds: float) -> None:
+        """Time passes, and nobody looks."""
+        self.clock.now += seconds
+
+    @rule()
+    def expire(self) -> None:
+        """Somebody looks."""
+        before = self.model.dropped.copy()
+        self.model.still_in_file.clear()
+        self.model.expire(self.clock.now)
+        assert self.do(self.outbox.expire()) == self.model.dropped - before
+
+    @rule()
+    def restart(self) -> None:
+        """In good order."""
+        self.do(self.outbox.close())
+        self.model.still_in_file.clear()
+        self.model.restart()
+        self._open(self.path)
+
+    @rule()
+    def crash(self) -> None:
+        """Go on with the files as a killed process would leave them."""
+        self.lives += 1
+        path = copy_files(self.path, self.folder / str(self.lives))
+        self.do(self.outbox.close())
+        self.model.crash()
+        self._open(path)
+
+    @precondition(lambda self: hasattr(self, "outbox"))
+    @invariant()
+    def same(self) -> None:
+        """Every figure, and every row."""
+        model, outbox = self.model, self.outbox
+        assert outbox.messages == len(model.messages)
+        assert outbox.bytes == sum(row.size for row in model.rows)
+        assert outbox.oldest == (model.messages[0].created_at if model.messages else None)
+        assert outbox.is_empty == (not model.rows)
+        assert outbox.receipts == model.receipts
+        assert outbox.dropped == +model.dropped
+        mids = [row.mid for row in model.rows if row.message.qos]
+        assert len(set(mids)) == len(mids)
+        rows = outbox._store._ledger.db.execute(
+            "SELECT seq, mid, released, packet FROM messages ORDER BY seq"
+        ).fetchall()
+        in_file = sorted([*model.rows, *model.still_in_file], key=lambda row: row.seq)
+        assert rows == [
+            (row.seq, row.mid, row.released, b"" if row.released else row.message.packet) for row in in_file
+        ]
+
+
+TestOutboxModel = OutboxMachine.TestCase
+TestOutboxModel.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)

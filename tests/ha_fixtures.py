@@ -1,0 +1,205 @@
+"""Fixtures for the tests in Home Assistant's harness, and rules that hold in each of them."""
+
+import asyncio
+import builtins
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import wraps
+import json
+from pathlib import Path
+import socket
+import ssl
+import string
+import sys
+import time
+from typing import Any
+
+from homeassistant.config_entries import ConfigEntriesFlowManager, ConfigSubentryFlowManager
+from homeassistant.data_entry_flow import FlowHandler, FlowManager, FlowResultType, section
+from homeassistant.helpers.issue_registry import IssueRegistry
+from homeassistant.helpers.selector import SelectSelector
+import pytest
+
+from custom_components.quic_bridge.const import DOMAIN
+
+PACKAGE = Path(__file__).parents[1] / "custom_components" / "quic_bridge"
+
+
+@pytest.fixture
+def hass_config_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A configuration folder for each test; the harness has one for all, among the installed packages."""
+    folder = tmp_path_factory.mktemp("config")
+    (folder / "configuration.yaml").touch()
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def house_rules(request: pytest.FixtureRequest) -> None:
+    """Load the integration, and apply the rules below, in every test with a Home Assistant."""
+    if "hass" in request.fixturenames:
+        for fixture in ("enable_custom_integrations", "complete_translations", "no_blocking_calls"):
+            request.getfixturevalue(fixture)
+
+
+# --- translations -----------------------------------------------------------------------------------------------------
+
+type Texts = dict[str, str]
+"""Texts by their dotted keys."""
+
+
+def load_texts(language: str = "en") -> Texts:
+    """Read the translations into one flat mapping."""
+
+    def flat(prefix: str, tree: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from flat(f"{prefix}{key}.", value)
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(flat("", json.loads((PACKAGE / "translations" / f"{language}.json").read_text())))
+
+
+def placeholders(text: str) -> set[str]:
+    """Return the names of a text's placeholders."""
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+
+def untranslated(keys: Iterable[str], given: Iterable[str], texts: Texts) -> Iterator[str]:
+    """Find the keys without a text, and placeholders in texts that are not among those given."""
+    for key in keys:
+        if key not in texts:
+            yield key
+        else:
+            yield from (f"{key}: {{{name}}}" for name in placeholders(texts[key]) - set(given))
+
+
+@pytest.fixture
+def complete_translations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test in which a flow or an issue of ours shows what is not translated, or fills not all placeholders.
+
+    Home Assistant's own tests have such a fixture; the harness for custom integrations comes without.
+    """
+    texts = load_texts()
+    missing: set[str] = set()
+    handle_step = FlowManager._async_handle_step
+    create_issue = IssueRegistry.async_get_or_create
+
+    @wraps(handle_step)
+    async def checked_step(
+        self: FlowManager[Any, Any, Any],
+        flow: FlowHandler[Any, Any, Any],
+        step_id: str,
+        user_input: dict[str, Any] | None,
+    ) -> object:
+        result = await handle_step(self, flow, step_id, user_input)
+        if (prefix := _flow_prefix(self, flow)) is not None:
+            given = result.get("description_placeholders") or {}
+            missing.update(untranslated(_shown(result, prefix), given, texts))
+        return result
+
+    @wraps(create_issue)
+    def checked_issue(self: IssueRegistry, domain: str, issue_id: str, **kwargs: Any) -> object:  # noqa: ANN401
+        if domain == DOMAIN:
+            keys = [f"issues.{kwargs['translation_key']}.{part}" for part in ("title", "description")]
+            missing.update(untranslated(keys, kwargs["translation_placeholders"] or {}, texts))
+        return create_issue(self, domain, issue_id, **kwargs)
+
+    monkeypatch.setattr(FlowManager, "_async_handle_step", checked_step)
+    monkeypatch.setattr(IssueRegistry, "async_get_or_create", checked_issue)
+    yield
+    assert not missing, f"Translations are missing or incomplete: {sorted(missing)}"
+
+
+def _flow_prefix(manager: FlowManager[Any, Any, Any], flow: FlowHandler[Any, Any, Any]) -> str | None:
+    """Return where the texts of a flow are; None for flows of others."""
+    if isinstance(manager, ConfigEntriesFlowManager):
+        return "config" if flow.handler == DOMAIN else None
+    if isinstance(manager, ConfigSubentryFlowManager):
+        entry = flow.hass.config_entries.async_get_known_entry(flow.handler[0])
+        return f"config_subentries.{flow.handler[1]}" if entry.domain == DOMAIN else None
+    return None
+
+
+def _shown(result: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Return the keys of the texts that a step shows."""
+    step = f"{prefix}.step.{result.get('step_id')}"
+    if result["type"] is FlowResultType.FORM:
+        yield from (f"{step}.title", f"{step}.description")
+        yield from _fields(step, result["data_schema"].schema)
+        yield from (f"{prefix}.error.{error}" for error in (result["errors"] or {}).values())
+    elif result["type"] is FlowResultType.MENU:
+        yield from (f"{step}.title", *(f"{step}.menu_options.{option}" for option in result["menu_options"]))
+    elif result["type"] is FlowResultType.ABORT and "translation_domain" not in result:
+        yield f"{prefix}.abort.{result['reason']}"
+
+
+def _fields(step: str, schema: Mapping[Any, Any]) -> Iterator[str]:
+    for marker, field in schema.items():
+        if isinstance(field, section):
+            yield f"{step}.sections.{marker}.name"
+            yield from _fields(f"{step}.sections.{marker}", field.schema.schema)
+            continue
+        yield from (f"{step}.data.{marker}", f"{step}.data_description.{marker}")
+        if isinstance(field, SelectSelector):
+            name = field.config["translation_key"]
+            yield from (f"selector.{name}.options.{option}" for option in field.config["options"])
+
+
+# --- the event loop ---------------------------------------------------------------------------------------------------
+
+BLOCKING: tuple[tuple[object, str], ...] = (
+    (builtins, "open"),
+    (time, "sleep"),
+    (socket, "getaddrinfo"),
+    (socket, "create_connection"),
+    (ssl.SSLContext, "load_cert_chain"),
+    (ssl.SSLContext, "load_default_certs"),
+    (ssl.SSLContext, "load_verify_locations"),
+    (ssl.SSLContext, "set_default_verify_paths"),
+    (Path, "open"),
+    (Path, "read_bytes"),
+    (Path, "read_text"),
+    (Path, "write_bytes"),
+    (Path, "write_text"),
+    (Path, "unlink"),
+    (Path, "mkdir"),
+)
+
+
+@pytest.fixture
+def no_blocking_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Fail a test in which the integration, or a library on its behalf, makes a blocking call in the event loop.
+
+    Home Assistant's own guard is off in tests.
+    """
+    found: list[str] = []
+
+    def guard(owner: object, name: str) -> None:
+        original: Callable[..., object] = getattr(owner, name)
+
+        @wraps(original)
+        def guarded(*args: object, **kwargs: object) -> object:
+            if (caller := _caller_in_loop()) is not None:
+                found.append(f"{name} in {caller}")
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, guarded)
+
+    for owner, name in BLOCKING:
+        guard(owner, name)
+    yield found
+    assert not found, f"Blocking calls in the event loop: {found}"
+
+
+def _caller_in_loop() -> str | None:
+    """Return the innermost line of the integration on this thread's stack, if the thread runs an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+    frame = sys._getframe(2)
+    while frame.f_back is not None:
+        if frame.f_code.co_filename.startswith(str(PACKAGE)):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return None

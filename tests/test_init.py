@@ -1,0 +1,251 @@
+"""Setting up, unloading and stopping, with real brokers."""
+
+import asyncio
+from pathlib import Path
+import time
+
+from homeassistant.config_entries import ConfigEntryDisabler, ConfigEntryState
+from homeassistant.const import STATE_OFF, STATE_ON
+from homeassistant.core import HomeAssistant, callback
+from homeassistant.helpers.issue_registry import async_get as async_get_issues
+import pytest
+
+from custom_components.quic_bridge.bridge.routes import Direction
+from custom_components.quic_bridge.const import DOMAIN
+
+from .ha_helpers import (
+    CLIENT_ID,
+    bridge_entry,
+    local_data,
+    mqtt_entry,
+    remote_data,
+    set_up,
+    state,
+    wait_for_state,
+    wait_running,
+)
+from .support.certs import Certificates
+from .support.client import Client
+from .support.mosquitto import Mosquitto, MosquittoOptions
+from .support.processes import free_port, wait_until
+from .support.quic_front import Front
+
+
+async def test_messages_cross(
+    hass: HomeAssistant, local_broker: Mosquitto, remote_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    async with Client(*local_broker.address) as home, Client(*remote_broker.address) as away:
+        await home.subscribe("down/#", qos=1)
+        await away.subscribe("up/#", qos=1)
+        await home.publish("up/lamp", b"on", 1)
+        await away.publish("down/lamp", b"off", 1)
+        await home.wait_for(1)
+        await away.wait_for(1)
+        assert (home.messages[0].topic, home.messages[0].payload) == ("down/lamp", b"off")
+        assert (away.messages[0].topic, away.messages[0].payload) == ("up/lamp", b"on")
+    assert [connect.client_id for connect in quic_front.stats.connects] == [CLIENT_ID]
+
+
+async def test_set_up_without_brokers_returns_promptly_and_connects_later(
+    hass: HomeAssistant, local_broker: Mosquitto, remote_broker: Mosquitto, certs: Certificates
+) -> None:
+    port = free_port()
+    entry = bridge_entry(local_data(local_broker), remote_data(port, certs.ca_pem))
+    began = time.monotonic()
+    await set_up(hass, entry)
+    assert time.monotonic() - began < 2
+    await wait_for_state(hass, entry, "local_connection", STATE_ON)
+    assert state(hass, entry, "remote_connection") == STATE_OFF
+    async with Front(remote_broker.address, certs.server.cert_file, certs.server.key_file, port=port):
+        await wait_running(hass, entry)
+        assert state(hass, entry, "remote_connection") == STATE_ON
+        assert await hass.config_entries.async_unload(entry.entry_id)
+
+
+async def test_unload_says_goodbye(
+    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    began = time.monotonic()
+    assert await hass.config_entries.async_unload(entry.entry_id)
+    assert time.monotonic() - began < 5
+    assert entry.state is ConfigEntryState.NOT_LOADED
+    await wait_until(lambda: quic_front.stats.disconnects and quic_front.stats.closes, 3, "DISCONNECT and close")
+    await wait_until(lambda: f"Received DISCONNECT from {CLIENT_ID}-local" in local_broker.log, 3, "local DISCONNECT")
+
+
+async def test_unload_while_nothing_answers(hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front) -> None:
+    """Unloading does not wait for handshakes: neither broker says a word here."""
+    quic_front.freeze()
+    local_broker.freeze()
+    try:
+        entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, None))
+        await set_up(hass, entry)
+        began = time.monotonic()
+        assert await hass.config_entries.async_unload(entry.entry_id)
+        assert time.monotonic() - began < 5
+    finally:
+        local_broker.thaw()
+
+
+async def test_home_assistant_stop_says_goodbye_and_leaves_the_states(
+    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    """Entries are not unloaded then. An alarm for a broker that is away must not go off at each restart."""
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    changes: list[str] = []
+
+    @callback
+    def note(event: object) -> None:
+        changes.append(str(event))
+
+    hass.bus.async_listen("state_changed", note)
+    await hass.async_stop(force=True)
+    await wait_until(lambda: quic_front.stats.disconnects and quic_front.stats.closes, 3, "DISCONNECT and close")
+    assert f"Received DISCONNECT from {CLIENT_ID}-local" in local_broker.log
+    assert not changes
+    assert state(hass, entry, "remote_connection") == STATE_ON
+
+
+async def test_a_second_entry_is_independent(
+    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    first = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    second = bridge_entry(
+        local_data(local_broker, client_id="second-local"),
+        remote_data(quic_front.port, certs.ca_pem, client_id="second"),
+        {"other/#": Direction.BOTH},
+    )
+    await set_up(hass, first)
+    await set_up(hass, second)
+    await wait_running(hass, first)
+    await wait_running(hass, second)
+    assert await hass.config_entries.async_unload(first.entry_id)
+    assert state(hass, second, "status") == "running"
+    assert len(quic_front.live) == 1
+
+
+async def test_changed_routes_take_effect(
+    hass: HomeAssistant, local_broker: Mosquitto, remote_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    up = next(route for route in entry.subentries.values() if route.data["topic_filter"] == "up/#")
+    hass.config_entries.async_update_subentry(entry, up, data={"direction": "to_remote", "topic_filter": "new/#"})
+    await hass.async_block_till_done()
+    await wait_running(hass, entry)
+    async with Client(*local_broker.address) as home, Client(*remote_broker.address) as away:
+        await away.subscribe("#", qos=1)
+        await home.publish("up/lamp", b"old", 1)
+        await home.publish("new/lamp", b"new", 1)
+        await away.wait_for(1)
+        assert away.payloads == [b"new"]
+
+
+@pytest.mark.parametrize("expected_lingering_timers", [True])  # one that the mqtt integration leaves
+async def test_local_broker_follows_the_mqtt_entry(
+    hass: HomeAssistant,
+    local_broker: Mosquitto,
+    quic_front: Front,
+    certs: Certificates,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """With the real mqtt integration running."""
+    mqtt = mqtt_entry(local_broker)
+    await set_up(hass, mqtt)
+    entry = bridge_entry(local_data(None), remote_data(quic_front.port, certs.ca_pem))
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+
+    # A change that says nothing about the broker leaves the connection alone.
+    hass.config_entries.async_update_entry(mqtt, title="Another name", options={"discovery": False})
+    await asyncio.sleep(0)
+    assert state(hass, entry, "local_connection") == STATE_ON
+
+    options = MosquittoOptions(users={"homeassistant": "rotated"}, tls=certs.server)
+    async with Mosquitto(tmp_path_factory.mktemp("moved"), options) as moved:
+        hass.config_entries.async_update_entry(
+            mqtt,
+            data={
+                "broker": "localhost",
+                "port": moved.tls_port,
+                "username": "homeassistant",
+                "password": "rotated",
+                "certificate": certs.ca_pem,
+            },
+        )
+        await wait_until(lambda: f"as {CLIENT_ID}-local" in moved.log, what="connection to the new broker")
+        await wait_running(hass, entry)
+
+        await hass.config_entries.async_set_disabled_by(mqtt.entry_id, ConfigEntryDisabler.USER)
+        await wait_for_state(hass, entry, "local_last_error", "local_entry_missing")
+        assert state(hass, entry, "local_connection") == STATE_OFF
+
+        # Back again: no wait for the next attempt, which would be half a minute or more away.
+        await hass.config_entries.async_set_disabled_by(mqtt.entry_id, None)
+        await wait_running(hass, entry)
+        await hass.config_entries.async_remove(mqtt.entry_id)
+        await wait_for_state(hass, entry, "status", "refused")
+
+
+async def test_local_broker_over_websockets_is_refused(
+    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    mqtt_entry(local_broker, transport="websockets").add_to_hass(hass)
+    entry = bridge_entry(local_data(None), remote_data(quic_front.port, certs.ca_pem))
+    await set_up(hass, entry)
+    await wait_for_state(hass, entry, "local_last_error", "configuration")
+    await wait_for_state(hass, entry, "status", "refused")
+    assert not hass.config_entries.flow.async_progress()
+
+
+async def test_outbox_bridges_an_outage_and_goes_with_the_entry(
+    hass: HomeAssistant, local_broker: Mosquitto, remote_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    file = Path(hass.config.path(".storage", DOMAIN, f"{entry.entry_id}.db"))
+    async with Client(*local_broker.address) as home, Client(*remote_broker.address) as away:
+        await away.subscribe("up/#", qos=1)
+        await quic_front.stop()
+        await wait_for_state(hass, entry, "remote_connection", STATE_OFF)
+        await home.burst("up/lamp", (b"%d" % number for number in range(20)), 1)
+        await wait_for_state(hass, entry, "outbox_messages", "20")
+        assert file.exists()  # noqa: ASYNC240 # a moment, in a test
+        await quic_front.start()
+        await away.wait_for(20)
+        assert away.payloads == [b"%d" % number for number in range(20)]
+        await wait_for_state(hass, entry, "outbox_messages", "0")
+    assert await hass.config_entries.async_remove(entry.entry_id)
+    assert not list(file.parent.glob("*"))  # a moment, in a test
+
+
+async def test_outbox_that_does_not_work_is_an_issue(
+    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    folder = Path(hass.config.path(".storage", DOMAIN))
+    folder.parent.mkdir()  # a moment, in a test
+    folder.write_text("not a folder")  # noqa: ASYNC240
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    issue = async_get_issues(hass).async_get_issue(DOMAIN, f"outbox_{entry.entry_id}")
+    assert issue is not None
+    assert issue.translation_placeholders is not None
+    assert issue.translation_placeholders["name"] == "127.0.0.1"
+
+    folder.unlink()  # noqa: ASYNC240
+    await wait_until(
+        lambda: async_get_issues(hass).async_get_issue(DOMAIN, f"outbox_{entry.entry_id}") is None,
+        8,
+        "the end of the issue",
+    )

@@ -1,0 +1,157 @@
+"""State, counters and figures, as Home Assistant sees them."""
+
+from datetime import UTC, datetime
+
+from homeassistant.const import STATE_UNKNOWN, EntityCategory
+from homeassistant.core import HomeAssistant
+from homeassistant.helpers import entity_registry as er
+import pytest
+
+from custom_components.quic_bridge.bridge.errors import ErrorCode
+from custom_components.quic_bridge.bridge.status import BridgeState
+
+from .ha_helpers import bridge_entry, entity_id, local_data, remote_data, set_up, state, wait_for_state, wait_running
+from .harness import MockConfigEntry
+from .support.certs import Certificates
+from .support.client import Client
+from .support.mosquitto import Mosquitto
+from .support.processes import free_port
+from .support.quic_front import Front
+
+
+@pytest.fixture
+def entry(local_broker: Mosquitto, quic_front: Front, certs: Certificates) -> MockConfigEntry:
+    """A bridge between the two brokers."""
+    return bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+
+
+def attributes(hass: HomeAssistant, entry: MockConfigEntry, key: str) -> dict[str, object]:
+    """Return the attributes of an entity."""
+    found = hass.states.get(entity_id(hass, entry, key))
+    assert found is not None
+    return dict(found.attributes)
+
+
+async def test_status_and_connection_history(
+    hass: HomeAssistant, entry: MockConfigEntry, local_broker: Mosquitto, quic_front: Front
+) -> None:
+    began = datetime.now(UTC).replace(microsecond=0)
+    await set_up(hass, entry)
+    assert state(hass, entry, "remote_last_connected") == STATE_UNKNOWN
+    await wait_running(hass, entry)
+    connected = state(hass, entry, "remote_last_connected")
+    assert began <= datetime.fromisoformat(connected) <= datetime.now(UTC)
+    for side in ("local", "remote"):
+        assert state(hass, entry, f"{side}_reconnects") == "0"
+        assert state(hass, entry, f"{side}_last_error") == "none"
+        assert "message" not in attributes(hass, entry, f"{side}_last_error")
+
+    await quic_front.stop()
+    await wait_for_state(hass, entry, "status", "remote_down")
+    await wait_for_state(hass, entry, "remote_last_error", "closed_by_broker")
+    error = attributes(hass, entry, "remote_last_error")
+    assert "closed" in str(error["message"])
+    assert isinstance(error["time"], datetime)
+    # The time stays while the broker is away, and is another one afterwards.
+    await wait_for_state(hass, entry, "remote_last_error", "refused")
+    assert state(hass, entry, "remote_last_connected") == connected
+    await local_broker.stop()
+    await wait_for_state(hass, entry, "status", "down")
+
+    await quic_front.start()
+    await wait_for_state(hass, entry, "remote_reconnects", "1")
+    await wait_for_state(hass, entry, "status", "local_down")
+    await local_broker.start()
+    await wait_running(hass, entry)
+    assert state(hass, entry, "local_reconnects") == "1"
+    # What went wrong last remains to be seen.
+    assert state(hass, entry, "remote_last_error") == "refused"
+
+
+async def test_counters(
+    hass: HomeAssistant, entry: MockConfigEntry, local_broker: Mosquitto, remote_broker: Mosquitto, quic_front: Front
+) -> None:
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    assert [state(hass, entry, f"messages_{what}") for what in ("sent", "received", "waiting", "dropped")] == ["0"] * 4
+    async with Client(*local_broker.address) as home, Client(*remote_broker.address) as away:
+        await home.burst("up/lamp", (b"on" for _ in range(7)), 1)
+        await away.burst("down/lamp", (b"on" for _ in range(5)), 2)
+        await wait_for_state(hass, entry, "messages_sent", "7")
+        await wait_for_state(hass, entry, "messages_received", "5")
+        assert state(hass, entry, "messages_waiting") == "0"
+        assert "rejected" not in attributes(hass, entry, "messages_dropped")
+
+        await quic_front.stop()
+        await wait_for_state(hass, entry, "remote_connection", "off")
+        await home.publish("up/lamp", b"lost", 0)
+        await wait_for_state(hass, entry, "messages_dropped", "1")
+        assert attributes(hass, entry, "messages_dropped")["disconnected"] == 1
+
+
+async def test_round_trip_time(hass: HomeAssistant, entry: MockConfigEntry, quic_front: Front) -> None:
+    """Off by default; unknown while there is no connection."""
+    await set_up(hass, entry)
+    name = entity_id(hass, entry, "remote_round_trip_time")
+    assert hass.states.get(name) is None
+    er.async_get(hass).async_update_entity(name, disabled_by=None)
+    await hass.config_entries.async_reload(entry.entry_id)
+    await wait_running(hass, entry)
+    found = hass.states.get(name)
+    assert found is not None
+    assert found.attributes["unit_of_measurement"] == "ms"
+    assert 0 < float(found.state) < 1000
+    await quic_front.stop()
+    await wait_for_state(hass, entry, "remote_round_trip_time", STATE_UNKNOWN)
+
+
+async def test_refused(hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front) -> None:
+    """The certificate is not trusted: a person must act, but there is nothing to ask credentials for."""
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, None))
+    await set_up(hass, entry)
+    await wait_for_state(hass, entry, "status", "refused")
+    assert state(hass, entry, "remote_last_error") == "certificate_untrusted"
+    assert not hass.config_entries.flow.async_progress()
+
+
+async def test_descriptions(hass: HomeAssistant, socket_enabled: None) -> None:
+    """Names, units, classes and categories of all sensors."""
+    entry = bridge_entry(local_data(None), remote_data(free_port(), None))
+    await set_up(hass, entry)
+    registry = er.async_get(hass)
+    diagnostic = EntityCategory.DIAGNOSTIC
+    total = "total_increasing"
+    expected = {
+        "status": ("Status", None, "enum", None, None),
+        "messages_sent": ("Messages sent", None, None, total, "messages"),
+        "messages_received": ("Messages received", None, None, total, "messages"),
+        "messages_waiting": ("Messages waiting", diagnostic, None, "measurement", "messages"),
+        "outbox_messages": ("Messages in outbox", diagnostic, None, "measurement", "messages"),
+        "outbox_oldest": ("Oldest message in outbox", diagnostic, "timestamp", None, None),
+        "messages_dropped": ("Messages dropped", diagnostic, None, total, "messages"),
+        "remote_round_trip_time": ("Remote round-trip time", diagnostic, "duration", "measurement", "ms"),
+        "remote_reconnects": ("Remote reconnects", diagnostic, None, total, "reconnects"),
+        "remote_last_connected": ("Remote last connected", diagnostic, "timestamp", None, None),
+        "remote_last_error": ("Remote last error", diagnostic, "enum", None, None),
+        "local_reconnects": ("Local reconnects", diagnostic, None, total, "reconnects"),
+        "local_last_connected": ("Local last connected", diagnostic, "timestamp", None, None),
+        "local_last_error": ("Local last error", diagnostic, "enum", None, None),
+    }
+    found = {}
+    options = {}
+    for entity in er.async_entries_for_config_entry(registry, entry.entry_id):
+        if entity.domain == "sensor":
+            capabilities = entity.capabilities or {}
+            key = entity.unique_id.removeprefix(f"{entry.entry_id}_")
+            options[key] = capabilities.get("options")
+            found[key] = (
+                entity.original_name,
+                entity.entity_category,
+                entity.original_device_class,
+                capabilities.get("state_class"),
+                entity.unit_of_measurement,
+            )
+    assert found == expected
+    assert options["status"] == [value.value for value in BridgeState]
+    for side in ("local", "remote"):
+        assert options[f"{side}_last_error"] == ["none", *(code.value for code in ErrorCode)]
