@@ -160,6 +160,23 @@ async def test_writes_of_one_turn_leave_together(pair: Pair) -> None:
     assert (pair.transport.status.packets_sent or 0) - before <= 3
 
 
+async def test_an_exchange_costs_one_packet(pair: Pair) -> None:
+    """Acknowledgements travel with the next data, instead of in packets of their own."""
+    pair.peer.echo = True
+    await pair.peer_connection()
+    await pair.receiver.wait_data(1)
+    before = pair.transport.status.packets_sent or 0
+    loop = asyncio.get_running_loop()
+    answered = loop.create_future()
+    pair.receiver.on_data = lambda: answered.set_result(None)
+    for _ in range(50):
+        pair.transport.write(b"x" * 100)
+        await answered
+        answered = loop.create_future()
+    pair.receiver.on_data = None
+    assert (pair.transport.status.packets_sent or 0) - before < 60
+
+
 async def test_a_peer_that_speaks_first_is_heard(certs: Certificates, front: Front, peer: Peer) -> None:
     front.policy.on_handshake = lambda connection: connection.quic.send_ping(7)
     peer.greeting = b"\0hello"
@@ -631,7 +648,7 @@ async def test_abort_while_the_rest_is_being_delivered(pair: Pair) -> None:
     far.send(payload(100_000))
     await wait_until(lambda: pair.quic.quic.unacknowledged == 0 and pair.receiver.data)
     got = len(pair.receiver.data)
-    pair.receiver.abort_on_data = True
+    pair.receiver.on_data = pair.transport.abort
     pair.quic.close(0)
     await wait_until(lambda: len(pair.receiver.data) > got)
     await asyncio.sleep(0.05)

@@ -1,6 +1,7 @@
 """The two ends of a transport under test: a receiver that records, and a TCP peer behind it that does as told."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 import ssl
 from typing import override
@@ -54,16 +55,16 @@ class Receiver:
         self.pause_after: int | None = None
         """Call `pause_reading` of `transport` when so many bytes have come."""
         self.transport: Transport | None = None
-        self.abort_on_data = False
-        """Call `abort` from within the next `data_received`."""
+        self.on_data: Callable[[], None] | None = None
+        """Called from within `data_received`."""
 
     def data_received(self, data: bytes) -> None:
         """See TransportReceiver."""
         assert not self.lost, "data after the end"
         self.data += data
         self.sizes.append(len(data))
-        if self.abort_on_data and self.transport is not None:
-            self.transport.abort()
+        if self.on_data is not None:
+            self.on_data()
         if self.pause_after is not None and len(self.data) >= self.pause_after and self.transport is not None:
             self.pause_after = None
             self.transport.pause_reading()

@@ -123,6 +123,11 @@ class ScriptedBroker:
             await connection.read_connect()
             return connection
 
+    def forget(self) -> None:
+        """Forget connections that nobody has accepted."""
+        while not self._accepted.empty():
+            self._accepted.get_nowait()
+
     async def session(
         self, *, session_present: bool = False, properties: Properties | None = None
     ) -> ScriptedConnection:

@@ -1,0 +1,259 @@
+"""A bridge between two real brokers whose remote side fails as told, and numbered messages to find every loss."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Self
+
+from custom_components.quic_bridge.bridge.bridge import Bridge
+from custom_components.quic_bridge.bridge.config import (
+    BackoffConfig,
+    BridgeConfig,
+    BrokerConfig,
+    OutboxConfig,
+    QuicConfig,
+    TlsConfig,
+    TransportKind,
+)
+from custom_components.quic_bridge.bridge.routes import Direction, Route
+from custom_components.quic_bridge.bridge.status import (
+    BridgeState,
+    BridgeStatus,
+    LinkError,
+    LinkState,
+    LinkStatus,
+    OutboxStatus,
+)
+
+from ..support.certs import Certificates
+from ..support.client import Client
+from ..support.mosquitto import Mosquitto, MosquittoOptions
+from ..support.processes import wait_until
+from ..support.quic_front import Front
+
+AT_ONCE = 3.0
+"""Seconds within which a loss that the peer told of is noticed, on a busy machine; a PING would need five times that."""
+
+QUICK = QuicConfig(handshake_timeout=5.0, ping_interval=0.3, ping_timeout=0.7)
+"""A silent peer is noticed within a second."""
+
+ROUTES = (
+    Route(id="up", direction=Direction.TO_REMOTE, topic_filter="up/#"),
+    Route(id="down", direction=Direction.TO_LOCAL, topic_filter="down/#"),
+)
+
+
+class Scene:
+    """The bridge, its brokers and the front, which can fail."""
+
+    def __init__(self, local: Mosquitto, remote: Mosquitto, front: Front, certs: Certificates, folder: Path) -> None:
+        self.local = local
+        self.remote = remote
+        self.front = front
+        self.local_config = BrokerConfig(host=local.host, port=local.port, client_id="bridge")
+        self.remote_config = BrokerConfig(
+            host=front.host,
+            port=front.port,
+            client_id="bridge",
+            transport=TransportKind.QUIC,
+            tls=TlsConfig(ca=certs.ca_pem),
+            window=20,
+        )
+        self.routes = ROUTES
+        self.backoff = BackoffConfig(base=0.05, cap=0.2, refused_base=0.4, refused_cap=0.8)
+        self.outbox: OutboxConfig | None = None
+        self.outbox_path = folder / "outbox.db"
+        self.history: list[tuple[float, BridgeStatus]] = []
+        """Every status that was pushed, with the loop's time."""
+        self._bridge: Bridge | None = None
+
+    # --- the bridge ---------------------------------------------------------------------------------------------------
+
+    @property
+    def bridge(self) -> Bridge:
+        """The bridge, made when it is needed first: settings may be changed until then."""
+        if self._bridge is None:
+            config = BridgeConfig(
+                remote=self.remote_config, routes=self.routes, backoff=self.backoff, outbox=self.outbox
+            )
+            self._bridge = Bridge(config, lambda: self.local_config, self._on_status)
+        return self._bridge
+
+    def tune(self, quic: QuicConfig = QUICK, **changes: int | float | str | None) -> None:
+        """Change settings of the remote."""
+        self.remote_config = replace(self.remote_config, quic=quic, **changes)  # type: ignore[arg-type]
+
+    async def renew(self) -> None:
+        """Stop the bridge; the next use makes another, as after a restart of Home Assistant."""
+        await self.bridge.stop()
+        self._bridge = None
+
+    def _on_status(self, status: BridgeStatus) -> None:
+        self.history.append((asyncio.get_running_loop().time(), status))
+
+    @property
+    def link(self) -> LinkStatus:
+        """The remote side now."""
+        return self.bridge.status.remote
+
+    @property
+    def box(self) -> OutboxStatus:
+        """Figures of the Outbox."""
+        outbox = self.bridge.status.outbox
+        assert outbox is not None
+        return outbox
+
+    async def until(self, condition: Callable[[BridgeStatus], object], what: str, timeout: float = 10.0) -> None:  # noqa: ASYNC109
+        """Wait for a status."""
+        await wait_until(lambda: condition(self.bridge.status), timeout, what)
+
+    async def running(self) -> None:
+        """Start the bridge if it is not, and wait until both sides are up."""
+        await self.bridge.start()
+        await self.until(lambda status: status.state is BridgeState.RUNNING, "running")
+
+    async def local_up(self) -> None:
+        """Start the bridge and wait for the local side alone."""
+        await self.bridge.start()
+        await self.until(lambda status: status.local.state is LinkState.CONNECTED, "local side")
+
+    # --- what is looked at --------------------------------------------------------------------------------------------
+
+    async def noticed(self, since: datetime, timeout: float = 15.0) -> tuple[float, LinkStatus]:  # noqa: ASYNC109
+        """Wait until the remote's loss is known; returns how long that took and the link's status at that moment."""
+
+        def first() -> LinkStatus | None:
+            for _, status in self.history:
+                error = status.remote.error
+                if error is not None and error.at >= since:
+                    return status.remote
+            return None
+
+        await wait_until(first, timeout, "an error of the remote")
+        link = first()
+        assert link is not None
+        assert link.error is not None
+        return (link.error.at - since).total_seconds(), link
+
+    def errors(self) -> list[LinkError]:
+        """All errors of the remote, in order, each once."""
+        found: list[LinkError] = []
+        for _, status in self.history:
+            error = status.remote.error
+            if error is not None and (not found or found[-1] != error):
+                found.append(error)
+        return found
+
+    def states(self) -> list[LinkState]:
+        """The states the remote went through."""
+        states = [status.remote.state for _, status in self.history]
+        return states[:1] + [after for before, after in pairwise(states) if after is not before]
+
+    def clients(self) -> tuple[Client, Client]:
+        """A client at home and one away, not connected yet."""
+        return Client(self.local.host, self.local.port), Client(self.remote.host, self.remote.port)
+
+
+def now() -> datetime:
+    """The time as the status has it."""
+    return datetime.now(UTC)
+
+
+@asynccontextmanager
+async def make_scene(certs: Certificates, folder: Path) -> AsyncIterator[Scene]:
+    """Two brokers without a bound or a disk, the front and a bridge that is not started yet.
+
+    The brokers are killed at the end, which is five times as fast as stopping them.
+    """
+    options = MosquittoOptions(max_queued_messages=0)
+    local = Mosquitto(folder / "local", options, name="local")
+    remote = Mosquitto(folder / "remote", options, name="remote")
+    try:
+        await asyncio.gather(local.start(), remote.start())
+        async with Front(remote.address, certs.server.cert_file, certs.server.key_file) as front:
+            scene = Scene(local, remote, front, certs, folder)
+            try:
+                yield scene
+            finally:
+                await scene.bridge.stop()
+    finally:
+        for broker in (local, remote):
+            if broker.running:
+                await broker.kill()
+
+
+class Numbers:
+    """Numbered messages of QoS 1 and 2, both ways, until they are told to end; then all must have arrived."""
+
+    STEP = 10
+
+    def __init__(self, scene: Scene) -> None:
+        self.home, self.away = scene.clients()
+        self.sent: Counter[str] = Counter()
+        self._ending = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        for client, topic_filter in ((self.home, "down/#"), (self.away, "up/#")):
+            await client.connect()
+            await client.subscribe(topic_filter, qos=2)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.home.disconnect()
+        await self.away.disconnect()
+
+    def start(self, *, down: bool = True) -> None:
+        """Begin to publish."""
+        pairs = [(self.home, "up"), (self.away, "down")] if down else [(self.home, "up")]
+        self._tasks = [asyncio.create_task(self._publish(client, topic)) for client, topic in pairs]
+
+    async def _publish(self, client: Client, prefix: str) -> None:
+        while not self._ending:
+            await self.step(client, prefix)
+            await asyncio.sleep(0.005)
+
+    async def step(self, client: Client, prefix: str, number: int = STEP) -> None:
+        """Publish some of each QoS."""
+        for qos in (1, 2):
+            topic = f"{prefix}/{qos}"
+            start = self.sent[topic]
+            self.sent[topic] += number
+            await client.burst(topic, [b"%d" % item for item in range(start, start + number)], qos)
+
+    async def flowing(self, number: int = 20) -> None:
+        """Wait until so many have arrived, from now on, each way that is in use."""
+        for client in (self.home, self.away)[2 - len(self._tasks) :]:
+            arrived = len(client.messages)
+            await client.wait_for(arrived + number)
+
+    async def settled(self, timeout: float = 15.0) -> None:  # noqa: ASYNC109
+        """End the publishing and check: nothing lost, order kept, QoS 2 exactly once."""
+        self._ending = True
+        await asyncio.gather(*self._tasks)
+        await wait_until(lambda: not self.missing(), timeout, "the last message")
+        for topic, number in self.sent.items():
+            arrived = [int(message.payload) for message in self._sink(topic).messages if message.topic == topic]
+            assert list(dict.fromkeys(arrived)) == list(range(number)), f"order on {topic}"
+            if topic.endswith("/2"):
+                assert arrived == list(range(number)), f"copies on {topic}"
+
+    def missing(self) -> dict[str, int]:
+        """How many have not arrived."""
+        missing = {}
+        for topic, number in self.sent.items():
+            arrived = {message.payload for message in self._sink(topic).messages if message.topic == topic}
+            if len(arrived) < number:
+                missing[topic] = number - len(arrived)
+        return missing
+
+    def _sink(self, topic: str) -> Client:
+        return self.away if topic.startswith("up/") else self.home

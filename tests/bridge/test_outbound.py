@@ -1,0 +1,250 @@
+"""The Outbox beside the forwarder, packet by packet, with restarts in between."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from custom_components.quic_bridge.bridge.bridge import Bridge
+from custom_components.quic_bridge.bridge.config import BackoffConfig, BridgeConfig, BrokerConfig, OutboxConfig
+from custom_components.quic_bridge.bridge.routes import Direction, Route
+from custom_components.quic_bridge.bridge.status import BridgeState, DropReason
+
+from ..support.packets import PacketType, Publish
+from ..support.processes import wait_until
+from ..support.scripted_broker import ScriptedBroker, ScriptedConnection
+
+PUBACK, PUBREC, PUBREL, PUBCOMP = PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUBCOMP
+
+
+class Scene:
+    """A bridge with an Outbox between two scripted brokers."""
+
+    def __init__(self, local: ScriptedBroker, remote: ScriptedBroker, path: Path) -> None:
+        self.local_broker = local
+        self.remote_broker = remote
+        self.path = path
+        self.bridge = self.make()
+
+    def make(self) -> Bridge:
+        """Make the bridge (again, as after a restart of the process)."""
+
+        def broker(name: str, port: int) -> BrokerConfig:
+            return BrokerConfig(host="127.0.0.1", port=port, client_id=name)
+
+        config = BridgeConfig(
+            remote=broker("remote", self.remote_broker.port),
+            routes=(
+                Route(id="1", direction=Direction.BOTH, topic_filter="t/#"),
+                Route(id="2", direction=Direction.BOTH, topic_filter="barrier"),
+            ),
+            backoff=BackoffConfig(base=0.01, cap=0.05),
+            outbox=OutboxConfig(path=self.path, delay=0.0),
+        )
+        return Bridge(config, lambda: broker("local", self.local_broker.port), lambda _status: None)
+
+    async def connect(self) -> tuple[ScriptedConnection, ScriptedConnection]:
+        """Start the bridge and bring both sides up."""
+        await self.bridge.start()
+        local = await self.local_broker.session(session_present=True)
+        remote = await self.remote_broker.session(session_present=True)
+        await remote.barrier(local)
+        await local.barrier(remote)
+        return local, remote
+
+    async def outage(self, remote: ScriptedConnection) -> None:
+        """End the remote's connection; the next is not answered until `remote_back`."""
+        await remote.close()
+        await wait_until(lambda: self.bridge.status.state is not BridgeState.RUNNING, what="outage")
+
+    async def remote_back(self, *, session_present: bool = True) -> ScriptedConnection:
+        """Answer the remote connection."""
+        return await self.remote_broker.session(session_present=session_present)
+
+    async def restart(self) -> ScriptedConnection:
+        """Restart the bridge; returns the new local connection."""
+        await self.bridge.stop()
+        # Connections of the bridge before, which nobody answered.
+        self.remote_broker.forget()
+        self.local_broker.forget()
+        self.bridge = self.make()
+        await self.bridge.start()
+        return await self.local_broker.session(session_present=True)
+
+    def stored(self) -> int:
+        """Messages on disk."""
+        outbox = self.bridge.status.outbox
+        assert outbox is not None
+        return outbox.messages
+
+
+@pytest.fixture
+async def scene(socket_enabled: None, tmp_path: Path) -> AsyncIterator[Scene]:
+    async with ScriptedBroker() as local, ScriptedBroker() as remote:
+        scene = Scene(local, remote, tmp_path / "outbox.db")
+        try:
+            yield scene
+        finally:
+            await scene.bridge.stop()
+
+
+async def test_acknowledged_only_when_on_disk_then_sent_and_forgotten(scene: Scene) -> None:
+    local, remote = await scene.connect()
+    await scene.outage(remote)
+    local.publish("t/a", b"1", qos=1, mid=1)
+    local.publish("t/a", b"2", qos=2, mid=2)
+    await local.expect(PUBACK, 1)
+    await local.expect(PUBREC, 2)
+    assert scene.stored() == 2
+    local.ack(PUBREL, 2)
+    await local.expect(PUBCOMP, 2)
+    remote = await scene.remote_back()
+    first, second = await remote.receive_publish(), await remote.receive_publish()
+    assert (first.payload, second.payload) == (b"1", b"2")
+    remote.ack(PUBACK, first.packet_id)
+    remote.ack(PUBREC, second.packet_id)
+    await remote.expect(PUBREL, second.packet_id)
+    remote.ack(PUBCOMP, second.packet_id)
+    await wait_until(lambda: scene.stored() == 0 and not scene.bridge.status.outbound.waiting)
+    # and direct again, with the source's own identifier
+    local.publish("t/a", b"3", mid=3)
+    assert (await remote.receive_publish()).packet_id == 3
+
+
+async def test_what_was_sent_before_the_outage_keeps_its_identifier_over_a_restart(scene: Scene) -> None:
+    local, remote = await scene.connect()
+    for mid in (11, 12):
+        local.publish("t/a", b"%d" % mid, qos=2, mid=mid)
+        await remote.receive_publish()
+    await scene.outage(remote)
+    local.publish("t/a", b"13", qos=2, mid=13)
+    for mid in (11, 12, 13):
+        await local.expect(PUBREC, mid)
+    await scene.restart()
+    remote = await scene.remote_back()
+    messages = [await remote.receive_publish() for _ in range(3)]
+    assert [(item.packet_id, item.payload) for item in messages[:2]] == [(11, b"11"), (12, b"12")]
+    assert messages[2].payload == b"13"
+    assert messages[2].packet_id not in {11, 12}
+
+
+async def test_a_released_message_is_never_published_again(scene: Scene) -> None:
+    local, remote = await scene.connect()
+    await scene.outage(remote)
+    local.publish("t/a", b"1", qos=2, mid=1)
+    await local.expect(PUBREC, 1)
+    remote = await scene.remote_back()
+    message = await remote.receive_publish()
+    remote.ack(PUBREC, message.packet_id)
+    await remote.expect(PUBREL, message.packet_id)
+    await scene.restart()
+    remote = await scene.remote_back()
+    await remote.expect(PUBREL, message.packet_id)
+    remote.ack(PUBCOMP, message.packet_id, 0x92)
+    await wait_until(lambda: not scene.bridge.status.outbound.waiting)
+
+
+async def test_receipts_survive_a_restart(scene: Scene) -> None:
+    local, remote = await scene.connect()
+    await scene.outage(remote)
+    local.publish("t/a", b"1", qos=2, mid=1)
+    local.publish("t/a", b"2", qos=2, mid=2)
+    await local.expect(PUBREC, 1)
+    await local.expect(PUBREC, 2)
+    local = await scene.restart()
+    local.publish("t/a", b"1", qos=2, mid=1, dup=True)  # it did not hear our PUBREC
+    await local.expect(PUBREC, 1)
+    for mid in (1, 2):
+        local.ack(PUBREL, mid)
+        await local.expect(PUBCOMP, mid)
+    remote = await scene.remote_back()
+    assert [(await remote.receive_publish()).payload for _ in range(2)] == [b"1", b"2"]
+    assert scene.stored() == 2
+
+
+async def test_qos_1_repeated_after_a_restart_is_not_stored_twice(scene: Scene) -> None:
+    local, remote = await scene.connect()
+    await scene.outage(remote)
+    local.publish("t/a", b"1", mid=1)
+    await local.expect(PUBACK, 1)
+    local = await scene.restart()
+    local.publish("t/a", b"1", mid=1, dup=True)
+    local.publish("t/a", b"2", mid=2, dup=True)
+    await local.expect(PUBACK, 1)
+    await local.expect(PUBACK, 2)
+    assert scene.stored() == 2
+    remote = await scene.remote_back()
+    assert [(await remote.receive_publish()).payload for _ in range(2)] == [b"1", b"2"]
+
+
+async def test_a_new_session_of_the_source_makes_its_identifiers_new(scene: Scene) -> None:
+    local, remote = await scene.connect()
+    await scene.outage(remote)
+    local.publish("t/a", b"old", qos=2, mid=1)
+    await local.expect(PUBREC, 1)
+    await local.close()
+    local = await scene.local_broker.session()  # it lost its session, and our receipt with it
+    local.publish("t/a", b"new", qos=2, mid=1)
+    await local.expect(PUBREC, 1)
+    assert scene.stored() == 2
+    remote = await scene.remote_back()
+    assert [(await remote.receive_publish()).payload for _ in range(2)] == [b"old", b"new"]
+
+
+async def test_new_messages_never_pass_those_on_disk(scene: Scene) -> None:
+    local, remote = await scene.connect()
+    await scene.outage(remote)
+    for mid in range(1, 6):
+        local.publish("t/a", b"%d" % mid, mid=mid)
+        await local.expect(PUBACK, mid)
+    remote = await scene.remote_back()
+    rows = [await remote.receive_publish() for _ in range(5)]
+    # All rows are under way, so new messages wait in memory until the last is through.
+    local.publish("t/a", b"6", mid=6)
+    for row in rows:
+        remote.ack(PUBACK, row.packet_id)
+    message = await remote.receive_publish()
+    assert message.payload == b"6"
+    remote.ack(PUBACK, message.packet_id)
+    await local.expect(PUBACK, 6)
+
+
+async def test_under_way_with_pubrec_when_the_remote_goes(scene: Scene) -> None:
+    local, remote = await scene.connect()
+    for mid in (1, 2):
+        local.publish("t/a", b"%d" % mid, qos=2, mid=mid)
+        await remote.receive_publish()
+        remote.ack(PUBREC, mid)
+        await local.expect(PUBREC, mid)
+    local.ack(PUBREL, 2)
+    await remote.expect(PUBREL, 2)
+    await scene.outage(remote)
+    await local.expect(PUBCOMP, 2)  # taken over: the file has its release
+    local.ack(PUBREL, 1)
+    await local.expect(PUBCOMP, 1)
+    remote = await scene.remote_back()
+    seen: set[object] = set()
+    for _ in range(2):
+        packet = await remote.receive()
+        if packet[0] >> 4 == PacketType.PUBLISH:
+            message = Publish.decode(packet, v5=True)
+            seen.add((message.packet_id, message.payload))
+        else:
+            seen.add((PacketType(packet[0] >> 4), packet[3]))
+    # The first may or may not be known to the remote: its identifier tells. The second must never be published again.
+    assert seen == {(1, b"1"), (PUBREL, 2)}
+
+
+async def test_quota_is_waited_for(scene: Scene) -> None:
+    local, remote = await scene.connect()
+    local.publish("t/a", b"1", mid=1)
+    await remote.receive_publish()
+    remote.ack(PUBACK, 1, 0x97)
+    local.publish("t/a", b"2", mid=2)
+    again = [await remote.receive_publish() for _ in range(2)]
+    assert [item.payload for item in again] == [b"1", b"2"]
+    remote.ack(PUBACK, 1)
+    remote.ack(PUBACK, 2)
+    await local.expect(PUBACK, 1)
+    await local.expect(PUBACK, 2)
+    assert DropReason.REJECTED not in scene.bridge.status.outbound.dropped

@@ -1,0 +1,146 @@
+"""The bridge as a process of its own, for kill -9: how it is told what to do, and what it says."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+import json
+from pathlib import Path
+import sys
+from typing import Any, override
+
+from .front_process import REPOSITORY
+from .processes import START_TIMEOUT, Service, wait_until
+from .udp import Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeSettings:
+    """Everything about the bridge, as JSON can carry it. What is left out has the bridge's own default."""
+
+    local: Address
+    remote: Address
+    ca_file: str
+    routes: tuple[tuple[str, str], ...]
+    """Direction (`to_remote`, `to_local`, `both`) and topic filter."""
+    transport: str = "quic"
+    broker: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of BrokerConfig (keepalive, window, ...), for both sides."""
+    quic: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of QuicConfig."""
+    backoff: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of BackoffConfig."""
+    outbox: str | None = None
+    """File of the Outbox; None: without."""
+    outbox_delay: float = 2.0
+    report_interval: float = 0.2
+    """Seconds between two reports; changes of state are reported at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeReport:
+    """What the process says of its bridge and of itself."""
+
+    state: str
+    local: str
+    remote: str
+    local_error: str | None
+    remote_error: str | None
+    reconnects: tuple[int, int]
+    """Of the local and the remote side."""
+    waiting: tuple[int, int]
+    """Messages in memory, outbound and inbound."""
+    dropped: Mapping[str, int]
+    """By reason, both directions together."""
+    stored: int
+    """Messages in the Outbox."""
+    fault: str | None
+    """What keeps the Outbox from working."""
+    tasks: int
+    fds: int
+    threads: int
+    rss_kib: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeLeft:
+    """What there was more after the bridge's stop than before its start."""
+
+    seconds: float
+    """How long the stop took."""
+    tasks: tuple[str, ...]
+    timers: tuple[str, ...]
+    fds: tuple[str, ...]
+
+
+class BridgeProcess(Service):
+    """`python -m tests.support.bridge_program`. `settings` may be changed between a stop and the next start."""
+
+    def __init__(self, folder: Path, settings: BridgeSettings, *, name: str = "bridge") -> None:
+        super().__init__(name, folder / f"{name}.log")
+        self.settings = settings
+        self.report: BridgeReport | None = None
+        """The latest; None: there was none since the last start."""
+        self.left: BridgeLeft | None = None
+        """What the last clean stop left behind; None: there was none since the last start."""
+        self.trouble: list[str] = []
+        """What was logged as an error, and exceptions that nobody caught."""
+        self._read_to = 0
+        self._started = False
+
+    @override
+    async def start(self) -> None:
+        """Start it and wait until the bridge runs, connected or not; raises RuntimeError when it does not."""
+        self.read()
+        self.report = self.left = None
+        self._started = False
+        await self.spawn(
+            [sys.executable, "-m", "tests.support.bridge_program", json.dumps(asdict(self.settings))], REPOSITORY
+        )
+        try:
+            await wait_until(lambda: not self.running or self.read(), START_TIMEOUT, "start of the bridge")
+        except BaseException:
+            await self.stop()
+            raise
+        if not self._started:
+            raise RuntimeError(f"{self.name} did not start:\n{self.log}")
+
+    def read(self) -> bool:
+        """Take what it has said since the last call; tell whether it has started."""
+        try:
+            with self.log_file.open("rb") as log:
+                log.seek(self._read_to)
+                data = log.read()
+        except FileNotFoundError:
+            return False
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read_to += len(whole)
+        for line in whole.decode(errors="replace").splitlines():
+            self._take(line)
+        return self._started
+
+    def _take(self, line: str) -> None:
+        kind, _, rest = line.partition(" ")
+        if kind == "report":
+            self._started = True
+            self.report = BridgeReport(**_tuples(json.loads(rest)))
+        elif kind == "left":
+            self.left = BridgeLeft(**_tuples(json.loads(rest)))
+        elif kind in {"ERROR", "CRITICAL", "Traceback", "exception"}:
+            self.trouble.append(line)
+
+    def forget_log(self) -> None:
+        """Empty the log file: of days nobody needs every line."""
+        self.read()
+        self.log_file.write_bytes(b"")
+        self._read_to = 0
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo what JSON does to tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def parse_settings(text: str) -> BridgeSettings:
+    """Read what `BridgeProcess` passes on the command line."""
+    values = _tuples(json.loads(text))
+    values["routes"] = tuple(tuple(route) for route in values["routes"])
+    return BridgeSettings(**values)
