@@ -5,12 +5,12 @@ from typing import Any
 from homeassistant.config_entries import ConfigEntryState, ConfigSubentryData
 from homeassistant.core import HomeAssistant
 from homeassistant.helpers import entity_registry as er
+from pytest_homeassistant_custom_component.common import MockConfigEntry
 
 from custom_components.quic_bridge.bridge.routes import Direction
 from custom_components.quic_bridge.bridge.status import BridgeState
 from custom_components.quic_bridge.const import DOMAIN
 
-from .harness import MockConfigEntry
 from .support.mosquitto import Mosquitto
 from .support.processes import wait_until
 

@@ -1,5 +1,6 @@
 """Setting up through the user interface, with real brokers behind every check."""
 
+from io import BytesIO
 import socket
 import ssl
 from types import MappingProxyType
@@ -10,6 +11,8 @@ from homeassistant.config_entries import SOURCE_USER, ConfigEntryState, ConfigFl
 from homeassistant.core import HomeAssistant
 from homeassistant.data_entry_flow import FlowResultType
 import pytest
+from pytest_homeassistant_custom_component.common import MockConfigEntry, get_schema_suggested_value
+from pytest_homeassistant_custom_component.typing import ClientSessionGenerator
 
 from custom_components.quic_bridge.const import DOMAIN
 from custom_components.quic_bridge.flow_forms import clean_host
@@ -25,7 +28,6 @@ from .ha_helpers import (
     wait_for_state,
     wait_running,
 )
-from .harness import ClientSessionGenerator, MockConfigEntry, get_schema_suggested_value
 from .support.certs import Certificate, Certificates
 from .support.mosquitto import Mosquitto, MosquittoOptions
 from .support.processes import free_port, wait_until
@@ -406,7 +408,7 @@ async def test_topics_that_cannot_be(
 async def upload(hass: HomeAssistant, hass_client: ClientSessionGenerator, content: bytes) -> str:
     """Upload a file as the frontend does."""
     client = await hass_client()
-    response = await client.post("/api/file_upload", data={"file": content})
+    response = await client.post("/api/file_upload", data={"file": BytesIO(content)})
     assert response.status == 200
     file_id: str = (await response.json())["file_id"]
     return file_id
@@ -635,17 +637,17 @@ async def test_credentials_are_asked_for_once(
     result = await reauth_form(hass)
     # Dismissed; refused again; and not asked for again.
     hass.config_entries.flow.async_abort(result["flow_id"])
-    refusals = len(quic_front.stats.connects)
-    entry.runtime_data.bridge.reconnect()
-    await wait_until(lambda: len(quic_front.stats.connects) > refusals, what="another attempt")
-    await wait_for_state(hass, entry, "status", "connecting")
+    bridge = entry.runtime_data.bridge
+    refused_at = bridge.status.remote.error.at
+    bridge.reconnect()
+    await wait_until(lambda: bridge.status.remote.error.at > refused_at, what="another refusal")
     await wait_for_state(hass, entry, "status", "refused")
     assert not hass.config_entries.flow.async_progress()
     # Let in, and refused again: asked for again.
     await remote_broker.stop()
     remote_broker.options.users = None
     await remote_broker.start()
-    entry.runtime_data.bridge.reconnect()
+    bridge.reconnect()
     await wait_running(hass, entry)
     await remote_broker.stop()
     remote_broker.options.users = {"bridge": "secret"}

@@ -2,11 +2,12 @@
 
 from homeassistant.core import HomeAssistant
 import pytest
+from pytest_homeassistant_custom_component.components.diagnostics import get_diagnostics_for_config_entry
+from pytest_homeassistant_custom_component.typing import ClientSessionGenerator
 
 from custom_components.quic_bridge.bridge.routes import Direction
 
 from .ha_helpers import CLIENT_ID, bridge_entry, local_data, mqtt_entry, remote_data, set_up, wait_for_state
-from .harness import ClientSessionGenerator, get_diagnostics_for_config_entry
 from .support.certs import Certificates
 from .support.mosquitto import Mosquitto
 from .support.quic_front import Front

@@ -249,3 +249,15 @@ async def test_outbox_that_does_not_work_is_an_issue(
         8,
         "the end of the issue",
     )
+
+
+async def test_outbox_that_cannot_be_deleted(
+    hass: HomeAssistant, socket_enabled: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The entry goes all the same."""
+    entry = bridge_entry(local_data(None), remote_data(free_port(), None))
+    entry.add_to_hass(hass)
+    Path(hass.config.path(".storage", DOMAIN, f"{entry.entry_id}.db")).mkdir(parents=True)  # noqa: ASYNC240 # a moment
+    await hass.config_entries.async_remove(entry.entry_id)
+    assert "could not be deleted" in caplog.text
+    assert not hass.config_entries.async_entries(DOMAIN)

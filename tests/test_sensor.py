@@ -6,12 +6,12 @@ from homeassistant.const import STATE_UNKNOWN, EntityCategory
 from homeassistant.core import HomeAssistant
 from homeassistant.helpers import entity_registry as er
 import pytest
+from pytest_homeassistant_custom_component.common import MockConfigEntry
 
 from custom_components.quic_bridge.bridge.errors import ErrorCode
 from custom_components.quic_bridge.bridge.status import BridgeState
 
 from .ha_helpers import bridge_entry, entity_id, local_data, remote_data, set_up, state, wait_for_state, wait_running
-from .harness import MockConfigEntry
 from .support.certs import Certificates
 from .support.client import Client
 from .support.mosquitto import Mosquitto

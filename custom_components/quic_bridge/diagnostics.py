@@ -104,8 +104,6 @@ def _without(words: list[str], value: object) -> object:
     """Take private words and IP addresses out of texts, which may quote a host or what a broker has said."""
     if isinstance(value, Mapping):
         return {key: _without(words, item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without(words, item) for item in value]
     if type(value) is str:
         for word in words:
             value = value.replace(word, REDACTED)

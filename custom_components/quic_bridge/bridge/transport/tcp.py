@@ -18,7 +18,9 @@ from .tls_stream import TlsStream
 READ_SIZE: Final = 16 * 1024
 """Bytes per read. asyncio's default of 256 KiB would hold Home Assistant's loop for hundreds of messages."""
 CLOSE_TIMEOUT: Final = 1.0
-"""Seconds `close` waits for the kernel to take the last bytes, and for TLS's farewell."""
+"""Seconds `close` waits for the kernel to take the last bytes."""
+LINGER: Final = 0.2
+"""... and then for the broker to close its side, which brokers do at once."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class TcpTransport(asyncio.BufferedProtocol):
         self._tls: TlsStream | None = None
         self._server_name = ""
         self._end: BridgeError | None = None
+        self._sent = asyncio.Event()
         self._lost = asyncio.Event()
 
         self._buffer = bytearray(READ_SIZE)
@@ -119,6 +122,7 @@ class TcpTransport(asyncio.BufferedProtocol):
         started = loop.time()
         self._address = address
         self._end = None
+        self._sent.clear()
         self._lost.clear()
         self._tls = None if context is None else TlsStream(context, self._server_name)
         self._handshake = loop.create_future()
@@ -184,13 +188,13 @@ class TcpTransport(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     async def close(self) -> None:
-        """Let what was written leave and the broker close its side (at most 1 s), release everything.
+        """Let what was written leave (at most 1 s) and the broker close its side, release everything.
 
         Closing while the broker still sends would make the kernel reset the connection, and the broker lose what we
         said last.
         """
-        if self._state is _State.OPEN and self._transport is not None:
-            self._flush()
+        if self._state is _State.OPEN:
+            self._flush()  # which may find that it is over
         if self._state is _State.OPEN and self._transport is not None:
             self._state = _State.CLOSING
             self._receiver = None
@@ -207,6 +211,8 @@ class TcpTransport(asyncio.BufferedProtocol):
             return
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._sent.wait()
+            async with asyncio.timeout(LINGER):
                 await self._lost.wait()
         except TimeoutError:
             _LOGGER.debug("Closing with %d bytes not sent", self.backlog)
@@ -269,12 +275,14 @@ class TcpTransport(asyncio.BufferedProtocol):
     def eof_received(self) -> None:
         """See asyncio.BufferedProtocol."""
         # asyncio would first wait until our own bytes have left, which may be never.
+        self._sent.set()
         self._lost.set()
         self._ended(self._hang_up())
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.BaseProtocol."""
+        self._sent.set()
         self._lost.set()
         if isinstance(exc, TimeoutError):
             self._ended(
@@ -321,7 +329,6 @@ class TcpTransport(asyncio.BufferedProtocol):
         if failure is not None:
             self._ended(failure)
         elif tls.closed:
-            self._lost.set()
             self._ended(self._hang_up())
 
     def _deliver_held(self) -> None:
@@ -402,6 +409,7 @@ class TcpTransport(asyncio.BufferedProtocol):
             transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
         except OSError:
             self._lost.set()
+        self._sent.set()
 
     def _drop_transport(self) -> None:
         if self._transport is not None:
