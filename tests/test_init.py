@@ -196,6 +196,28 @@ async def test_local_broker_follows_the_mqtt_entry(
         await wait_for_state(hass, entry, "status", "refused")
 
 
+async def test_home_assistants_broker_with_certificates(
+    hass: HomeAssistant, quic_front: Front, certs: Certificates, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Its own CA, a client certificate, and a server certificate for another name that is let pass."""
+    options = MosquittoOptions(tls=certs.other_name, client_ca_file=certs.ca_file)
+    async with Mosquitto(tmp_path_factory.mktemp("strict"), options) as broker:
+        data = {
+            "port": broker.tls_port,
+            "certificate": certs.ca_pem,
+            "client_cert": certs.client.pem,
+            "client_key": certs.client.key_pem,
+        }
+        mqtt = mqtt_entry(broker, **data)
+        mqtt.add_to_hass(hass)
+        entry = bridge_entry(local_data(None), remote_data(quic_front.port, certs.ca_pem))
+        await set_up(hass, entry)
+        await wait_for_state(hass, entry, "local_last_error", "certificate_name")
+        hass.config_entries.async_update_entry(mqtt, data={**mqtt.data, "tls_insecure": True})
+        await wait_running(hass, entry)
+        assert await hass.config_entries.async_unload(entry.entry_id)
+
+
 async def test_local_broker_over_websockets_is_refused(
     hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
 ) -> None:

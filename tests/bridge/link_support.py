@@ -37,7 +37,7 @@ from ..support.processes import wait_until
 from ..support.quic_front import Front
 
 AT_ONCE = 3.0
-"""Seconds within which a loss that the peer told of is noticed, on a busy machine; a PING would need five times that."""
+"""Seconds to notice a loss that the peer told of, on a busy machine; a PING would need five times as long."""
 
 QUICK = QuicConfig(handshake_timeout=5.0, ping_interval=0.3, ping_timeout=0.7)
 """A silent peer is noticed within a second."""
@@ -84,7 +84,7 @@ class Scene:
             self._bridge = Bridge(config, lambda: self.local_config, self._on_status)
         return self._bridge
 
-    def tune(self, quic: QuicConfig = QUICK, **changes: int | float | str | None) -> None:
+    def tune(self, quic: QuicConfig = QUICK, **changes: float | str | None) -> None:
         """Change settings of the remote."""
         self.remote_config = replace(self.remote_config, quic=quic, **changes)  # type: ignore[arg-type]
 

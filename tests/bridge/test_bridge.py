@@ -208,6 +208,17 @@ async def test_status_of_a_remote_that_was_never_there(
     assert running.bridge.status.state is BridgeState.STOPPED
 
 
+async def test_the_status_does_not_flap_during_an_outage(running: Running, quic_front: Front) -> None:
+    await running.running()
+    quic_front.die()
+    await running.until(lambda status: status.remote.attempts >= 4, timeout=20)
+    await quic_front.start()
+    await running.running()
+    states = [status.state for status in running.statuses]
+    changes = [state for index, state in enumerate(states) if index == 0 or state is not states[index - 1]]
+    assert changes == [BridgeState.CONNECTING, BridgeState.RUNNING, BridgeState.REMOTE_DOWN, BridgeState.RUNNING]
+
+
 async def test_stop_says_goodbye(running: Running, quic_front: Front) -> None:
     await running.running()
     await running.bridge.stop()

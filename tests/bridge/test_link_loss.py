@@ -28,7 +28,7 @@ async def scene(socket_enabled: None, certs: Certificates, tmp_path: Path) -> As
         yield scene
 
 
-# --- the faults ---------------------------------------------------------------------------------------------------------
+# --- the faults -------------------------------------------------------------------------------------------------------
 
 
 async def _nothing(_scene: Scene) -> None:
@@ -109,6 +109,10 @@ def _send(data: bytes) -> Callable[[Scene], Awaitable[None]]:
     return apply
 
 
+USUAL = QuicConfig(handshake_timeout=5.0)
+PATIENT = QuicConfig(handshake_timeout=5.0, ping_interval=0.3, ping_timeout=10.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fault:
     """A way to lose the session, and what must be seen of it."""
@@ -121,7 +125,7 @@ class Fault:
     mend: Callable[[Scene], Awaitable[None]] = _nothing
     within: float = AT_ONCE
     """Seconds until it is noticed."""
-    quic: QuicConfig = QuicConfig(handshake_timeout=5.0)
+    quic: QuicConfig = USUAL
     """With the usual timers a silence is noticed after 20 s: what is noticed sooner was understood."""
     slow: bool = False
     """The next attempt has to wait longer than after other losses."""
@@ -147,9 +151,7 @@ FAULTS = (
         says="keep alive timeout",
         reason=0x8D,
     ),
-    Fault(
-        name="kick", apply=_kick(0x98), code=ErrorCode.KICKED, says="administrative action", reason=0x98, slow=True
-    ),
+    Fault(name="kick", apply=_kick(0x98), code=ErrorCode.KICKED, says="administrative action", reason=0x98, slow=True),
     Fault(
         name="take-over",
         apply=_kick(0x8E),
@@ -176,12 +178,8 @@ FAULTS = (
         reason=1,
     ),
     Fault(name="broker-connection-cut", apply=_kill_broker, code=BROKER, says="FIN"),
-    Fault(
-        name="garbage", apply=_send(b"\xf1\xff\xff\xff\xff\xff"), code=ErrorCode.MALFORMED_PACKET, says="four bytes"
-    ),
-    Fault(
-        name="packet-of-a-client", apply=_send(b"\xc0\x00"), code=ErrorCode.MALFORMED_PACKET, says="type 12"
-    ),
+    Fault(name="garbage", apply=_send(b"\xf1\xff\xff\xff\xff\xff"), code=ErrorCode.MALFORMED_PACKET, says="four bytes"),
+    Fault(name="packet-of-a-client", apply=_send(b"\xc0\x00"), code=ErrorCode.MALFORMED_PACKET, says="type 12"),
     Fault(
         name="truncated-then-fin",
         apply=_end(data=b"\x30\x7f\x00\x06down/1"),
@@ -195,14 +193,14 @@ FAULTS = (
         says="Nothing listens",
         mend=_start_front,
         # The host's ICMP answers count, long before the PING's deadline.
-        quic=QuicConfig(handshake_timeout=5.0, ping_interval=0.3, ping_timeout=10.0),
+        quic=PATIENT,
     ),
     Fault(
         name="restarted-unknown-resets",
         apply=_die_and_forget,
         code=ErrorCode.PING_TIMEOUT,
         says="restarted",
-        quic=QuicConfig(handshake_timeout=5.0, ping_interval=0.3, ping_timeout=10.0),
+        quic=PATIENT,
         within=5.0,
     ),
     Fault(
@@ -219,7 +217,7 @@ FAULTS = (
 )
 
 
-# --- the states ---------------------------------------------------------------------------------------------------------
+# --- the states -------------------------------------------------------------------------------------------------------
 
 
 async def _waiting_for_connack(scene: Scene, _numbers: Numbers) -> None:

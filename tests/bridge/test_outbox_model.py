@@ -2,15 +2,17 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 import shutil
 import tempfile
 from typing import Final, override
 
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+import pytest
 
 from custom_components.quic_bridge.bridge.outbox import (
     Outbox,
@@ -60,6 +62,7 @@ class Model:
         self.next_seq = 1
         self.last_mid = 0
         self.sent_upto = 0
+        self.source_from = 0
         self.handed_out = 0
 
     @property
@@ -109,12 +112,15 @@ class Model:
             self.rows.append(row)
             if message.needs_receipt:
                 self.receipts.add(message.source_mid)
+            sent_upto = self.sent_upto
             if message.sent_mid is not None:
                 self.sent_upto = row.seq
             if not row.released and message.expires_at is not None and message.expires_at <= now:
                 self._drop(row, OutboxDrop.EXPIRED)
             elif not row.released and size > MAX_BYTES:
                 self._drop(row, OutboxDrop.FULL_BYTES)
+            if self.next_seq - 1 not in [row.seq for row in self.rows]:
+                self.sent_upto = sent_upto
         if self.policy is OutboxPolicy.DROP_OLDEST:
             for row in self._droppable():
                 if len(self.messages) > MAX_MESSAGES:
@@ -135,7 +141,7 @@ class Model:
         """What a new process knows."""
         self.handed_out = 0
         self.dropped.clear()
-        self.next_seq = max([self.sent_upto, *(row.seq for row in self.rows)]) + 1
+        self.next_seq = max([self.sent_upto, self.source_from, *(row.seq for row in self.rows)]) + 1
         counted = [row.mid for row in self.rows if not row.given and row.message.qos]
         self.last_mid = counted[-1] if counted else 0
 
@@ -144,6 +150,33 @@ class Model:
         self.rows = sorted([*self.rows, *self.still_in_file], key=lambda row: row.seq)
         self.still_in_file.clear()
         self.restart()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a message is to be like, as far as the rules allow it."""
+
+    qos: int
+    sent_mid: int | None
+    lifetime: float | None
+    padding: int
+    topic: str
+    replaces_topic: bool
+    receipt: bool
+    released: bool
+
+
+CHOICES: Final = (
+    (1, 2, 2, 0),
+    (None, None, *range(1, 13)),
+    (None, None, None, 0.0, 10.0, 40.0),
+    (0, 0, 20, 100, 350, MAX_BYTES),
+    ("a", "b", "c", "d"),
+    (False, False, True),
+    (False, True),
+    (False, False, True),
+)
+DRAFTS: Final = st.builds(Draft, *(st.sampled_from(choices) for choices in CHOICES))
 
 
 class OutboxMachine(RuleBasedStateMachine):
@@ -184,38 +217,31 @@ class OutboxMachine(RuleBasedStateMachine):
             self.runner.close()
             shutil.rmtree(self.folder)
 
-    @rule(data=st.data(), count=st.integers(1, 5), all_new=st.booleans())
-    def append(self, data: st.DataObject, count: int, all_new: bool) -> None:
+    @rule(drafts=st.lists(DRAFTS, min_size=1, max_size=5))
+    def append(self, drafts: list[Draft]) -> None:
         """A batch, with messages that were sent at its front where they may come."""
         batch: list[OutboxMessage] = []
         given = {row.mid for row in self.model.rows if row.given}
-        may_be_given = not all_new and all(row.given for row in self.model.rows)
-        for _ in range(count):
-            qos = data.draw(st.sampled_from((1, 2, 2, 0)))
-            sent_mid = None
-            if may_be_given and qos and data.draw(st.booleans()):
-                sent_mid = data.draw(st.integers(1, 12))
-                assert self.outbox.may_have_been_sent(sent_mid) == (
-                    sent_mid not in {row.mid for row in self.model.rows}
-                )
-                if sent_mid in given:
-                    sent_mid = None
-                else:
-                    given.add(sent_mid)
-            may_be_given = may_be_given and sent_mid is not None
+        may_be_given = all(row.given for row in self.model.rows)
+        for mid in range(1, 13):
+            assert self.outbox.may_have_been_sent(mid) == (may_be_given and mid not in given)
+        for draft in drafts:
+            sent_mid = draft.sent_mid if may_be_given and draft.qos and draft.sent_mid not in given else None
+            may_be_given = sent_mid is not None
+            if sent_mid is not None:
+                given.add(sent_mid)
             self.count += 1
-            lifetime = data.draw(st.sampled_from((None, None, None, 0, 10, 40)))
             batch.append(
                 OutboxMessage(
-                    packet=self.count.to_bytes(4) + bytes(data.draw(st.sampled_from((0, 20, 100, 350, MAX_BYTES)))),
-                    topic=data.draw(st.sampled_from("abc")),
-                    qos=qos,
-                    source_mid=self.count,
+                    packet=self.count.to_bytes(4) + bytes(draft.padding),
+                    topic=draft.topic,
+                    qos=draft.qos,
+                    source_mid=self.count % 65_535 + 1,
                     sent_mid=sent_mid,
-                    expires_at=None if lifetime is None else self.clock.now + lifetime,
-                    replaces_topic=data.draw(st.booleans()),
-                    needs_receipt=qos == 2 and data.draw(st.booleans()),
-                    released=qos == 2 and sent_mid is not None and data.draw(st.booleans()),
+                    expires_at=None if draft.lifetime is None else self.clock.now + draft.lifetime,
+                    replaces_topic=draft.replaces_topic,
+                    needs_receipt=draft.qos == 2 and draft.receipt,
+                    released=draft.qos == 2 and sent_mid is not None and draft.released,
                 )
             )
         before = self.model.dropped.copy()
@@ -223,7 +249,7 @@ class OutboxMachine(RuleBasedStateMachine):
         taken = self.model.append(batch, self.clock.now)
         result = self.do(self.outbox.append(batch))
         assert result.seqs == range(first, first + taken)
-        assert result.refused == count - taken
+        assert result.refused == len(batch) - taken
         assert result.dropped == self.model.dropped - before
 
     @rule(after=st.booleans(), count=st.integers(1, 6), size=st.sampled_from((1, 150, 10_000)))
@@ -301,7 +327,7 @@ class OutboxMachine(RuleBasedStateMachine):
         for row in rows:
             assert self.do(self.outbox.find(number, row.message.packet))
         if not rows and number not in [row.message.source_mid for row in self.model.still_in_file]:
-            assert not self.do(self.outbox.find(number, number.to_bytes(4)))
+            assert not self.do(self.outbox.find(number, (number - 1).to_bytes(4)))
 
     @rule(chosen=st.sets(st.integers(1, 60)))
     def remove_receipts(self, chosen: set[int]) -> None:
@@ -316,6 +342,7 @@ class OutboxMachine(RuleBasedStateMachine):
         self.do(self.outbox.forget_local_session())
         self.model.still_in_file.clear()
         self.model.receipts.clear()
+        self.model.source_from = self.model.next_seq - 1
         self.model.rows = [
             replace(row, message=replace(row.message, source_mid=0, needs_receipt=False)) for row in self.model.rows
         ]
@@ -380,5 +407,44 @@ class OutboxMachine(RuleBasedStateMachine):
 
 TestOutboxModel = OutboxMachine.TestCase
 TestOutboxModel.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=50, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+@pytest.mark.parametrize("policy", OutboxPolicy)
+@pytest.mark.parametrize("seed", range(3))
+def test_long_lives(policy: OutboxPolicy, seed: int) -> None:
+    """The same at greater length than hypothesis goes: states that only a long history leads to."""
+    random = Random(seed)
+    machine = OutboxMachine()
+    machine.begin(policy)
+
+    def append() -> None:
+        machine.append([Draft(*(random.choice(choices) for choices in CHOICES)) for _ in range(random.randint(1, 5))])
+
+    def some() -> set[int]:
+        return set(random.sample(range(8), random.randint(0, 8)))
+
+    steps: dict[Callable[[], object], int] = {
+        append: 8,
+        lambda: machine.peek(random.random() < 0.5, random.randint(1, 6), random.choice((1, 150, 10_000))): 6,
+        lambda: machine.delete(some(), random.random() < 0.3): 5,
+        lambda: machine.mark_received(some(), random.random() < 0.3): 2,
+        lambda: machine.find(max(1, machine.count - random.randrange(10))): 2,
+        lambda: machine.remove_receipts(
+            {*random.sample(sorted(machine.model.receipts), len(machine.model.receipts) // 2)}
+        ): 1,
+        machine.forget_local_session: 1,
+        machine.rewind: 3,
+        lambda: machine.wait(random.choice((1.0, 9.0, 30.0))): 3,
+        machine.expire: 1,
+        machine.restart: 1,
+        machine.crash: 1,
+    }
+    try:
+        for step in random.choices([*steps], [*steps.values()], k=2000):
+            step()
+            machine.same()
+    finally:
+        machine.teardown()
+    assert machine.lives > 5

@@ -119,7 +119,7 @@ class Bridge:
     # --- status -------------------------------------------------------------------------------------------------------
 
     def _changed(self) -> None:
-        state = _overall(self._local.state, self._remote.state)
+        state = _overall(self._local.outlook, self._remote.outlook)
         if state is not self._state:
             self._state = state
             self._since = datetime.now(UTC)

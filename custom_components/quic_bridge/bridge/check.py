@@ -75,7 +75,10 @@ async def check_broker(config: BrokerConfig) -> None:
         try:
             await session.open()
         except BridgeError as error:
-            if protocol == MQTT_5 and error.code is ErrorCode.PROTOCOL_VERSION:
+            # A broker that does not speak MQTT 5 says so, or just closes the connection.
+            if protocol == MQTT_5 and (
+                error.code is ErrorCode.PROTOCOL_VERSION or (session.asked and error.code is ErrorCode.CLOSED_BY_BROKER)
+            ):
                 continue
             raise
         await session.close()

@@ -19,6 +19,8 @@ _LOGGER = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT: Final = 3.0
 """Seconds for a farewell. Home Assistant gives an unload ten seconds in all."""
+_GUESS_EVERY: Final = 3
+"""Of so many connections in a row that a broker closed without answering CONNECT, the last is tried with MQTT 3.1.1."""
 
 
 class Link:
@@ -48,16 +50,20 @@ class Link:
         self._subscriptions = subscriptions
         self._changed = changed
         self._protocol = MQTT_5
-        self._protocol_confirmed = False
+        self._told_3_1_1 = False
+        self._speaks_5 = False
+        self._unanswered = 0
         self._session: MqttSession | None = None
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._state = LinkState.STOPPED
+        self._trouble: LinkState | None = None
         self._since = _now()
         self._transport: TransportKind | None = None
         self._error: LinkError | None = None
         self._next_attempt: datetime | None = None
         self._connected_at: datetime | None = None
+        self._began: float | None = None
         self._sessions = 0
         self._attempts = 0
         self._session_present: bool | None = None
@@ -85,9 +91,9 @@ class Link:
         )
 
     @property
-    def state(self) -> LinkState:
-        """The present state alone."""
-        return self._state
+    def outlook(self) -> LinkState:
+        """As the state, but an attempt after a failure is still that failure: what people wait for is the success."""
+        return self._trouble or self._state
 
     def start(self) -> None:
         """Begin to connect, in the background, and never give up."""
@@ -96,17 +102,18 @@ class Link:
 
     async def stop(self) -> None:
         """Log out, close and release everything; from any state, within a few seconds, as often as one likes."""
-        task, self._task = self._task, None
-        session = self._session
-        if session is not None and session.connected:
-            try:
-                async with asyncio.timeout(_CLOSE_TIMEOUT):
-                    await session.close()
-            except TimeoutError:
-                session.transport.abort()
+        task = self._task
         if task is not None:
-            task.cancel()
-            await asyncio.wait((task,))
+            if not task.cancelling():
+                task.cancel()
+            try:
+                await asyncio.wait((task,))
+            except asyncio.CancelledError:
+                task.cancel()  # no time is left for a farewell
+                raise
+            self._task = None
+        self._next_attempt = None
+        self._trouble = None
         self._set_state(LinkState.STOPPED)
 
     def reconnect(self, why: str = "a reconnect was asked for") -> None:
@@ -119,8 +126,7 @@ class Link:
     async def _run(self) -> None:
         """Connect for ever. The one place that survives every error; a fault of ours is logged with its traceback."""
         while True:
-            connected_for = 0.0
-            started = asyncio.get_running_loop().time()
+            self._began = None
             try:
                 error = await self._connect()
             except BridgeError as failure:
@@ -128,15 +134,11 @@ class Link:
             except Exception as failure:
                 _LOGGER.exception("Unexpected error in the %s connection", self.side)
                 error = BridgeError(ErrorCode.INTERNAL, f"internal error: {failure!r}")
-            if self._connected_at is not None:
-                connected_for = max(0.001, asyncio.get_running_loop().time() - started)
-            if self._falls_back(error):
-                continue
-            await self._pause(error, connected_for)
+            if not self._falls_back(error):
+                await self._pause(error)
 
     async def _connect(self) -> BridgeError:
         """One attempt and, if it succeeds, the whole session; returns why that ended."""
-        self._connected_at = None
         self._next_attempt = None
         self._attempts += 1
         self._wake.clear()
@@ -144,16 +146,17 @@ class Link:
         config = self._settings()
         transport = make_transport(config)
         self._transport = transport.kind
+        self._protocol = self._choose_protocol()
         session = MqttSession(config, transport, protocol=self._protocol, publishes=self._publishes, acks=self._acks)
         self._session = session
         try:
             await session.open()
-            self._sessions += 1
-            self._protocol_confirmed = True
-            self._session_present = session.session_present
+            self._began = asyncio.get_running_loop().time()
             self._connected_at = _now()
-            self._attempts = 0
-            self._failed_filters = ()
+            self._sessions += 1
+            self._session_present = session.session_present
+            self._attempts = self._unanswered = 0
+            self._speaks_5 = session.v5
             _LOGGER.info(
                 "Connected to the %s broker %s:%d by %s, MQTT %s, session %s",
                 self.side,
@@ -164,43 +167,66 @@ class Link:
                 "resumed" if session.session_present else "new",
             )
             await self._subscribe(session)
+            self._trouble = None
             self._set_state(LinkState.CONNECTED)
             return await session.wait_lost()
         except BridgeError as error:
             session.fail(error)
+            if self._began is None and session.asked and error.code is ErrorCode.CLOSED_BY_BROKER:
+                self._unanswered += 1
+            raise
+        except asyncio.CancelledError:
+            await self._say_goodbye(session)
             raise
         finally:
             self._details = transport.status
             self._session = None
+            self._connected_at = None
             transport.abort()
+
+    @staticmethod
+    async def _say_goodbye(session: MqttSession) -> None:
+        if session.connected:
+            try:
+                async with asyncio.timeout(_CLOSE_TIMEOUT):
+                    await session.close()
+            except TimeoutError:
+                _LOGGER.debug("The farewell to %s took too long", session.config.host)
 
     async def _subscribe(self, session: MqttSession) -> None:
         refused = await session.subscribe(list(self._subscriptions().items()))
         for topic_filter, reason in refused.items():
-            _LOGGER.warning(
-                "The %s broker refused the subscription to %s: %s", self.side, topic_filter, reason_text(reason)
+            _LOGGER.log(
+                logging.DEBUG if topic_filter in self._failed_filters else logging.WARNING,
+                "The %s broker refused the subscription to %s: %s",
+                self.side,
+                topic_filter,
+                reason_text(reason),
             )
         self._failed_filters = tuple(refused)
-        if refused:
-            self._changed()
+
+    def _choose_protocol(self) -> int:
+        """Version for the next attempt: MQTT 5, or 3.1.1 for a broker that does not speak 5.
+
+        Some say so (reason 0x84, or 1 from a 3.1.1 broker). Some just close the connection, but so does a broker, or
+        a proxy in front of it, that is being restarted: then 3.1.1 is tried now and then, and a session got in that
+        way does not commit us, as one without MQTT 5 does less.
+        """
+        guess = not self._speaks_5 and self._unanswered % _GUESS_EVERY == _GUESS_EVERY - 1
+        return MQTT_3_1_1 if self._told_3_1_1 or guess else MQTT_5
 
     def _falls_back(self, error: BridgeError) -> bool:
-        """Decide whether to try MQTT 3.1.1 at once, for a broker that does not speak 5.
+        """Note what the broker says of the version; True: try the other one at once."""
+        if error.code is not ErrorCode.PROTOCOL_VERSION:
+            return False
+        self._told_3_1_1 = self._protocol == MQTT_5
+        return self._told_3_1_1
 
-        Some say so (reason 0x84, or 1 from a 3.1.1 broker), some just close the connection (then both versions
-        take turns).
-        """
-        if error.code is ErrorCode.PROTOCOL_VERSION and self._protocol == MQTT_5:
-            self._protocol = MQTT_3_1_1
-            return True
-        if error.code is ErrorCode.CLOSED_BY_BROKER and not self._protocol_confirmed:
-            self._protocol = MQTT_3_1_1 if self._protocol == MQTT_5 else MQTT_5
-        elif error.code is ErrorCode.PROTOCOL_VERSION:
-            self._protocol = MQTT_5
-        return False
-
-    async def _pause(self, error: BridgeError, connected_for: float) -> None:
+    async def _pause(self, error: BridgeError) -> None:
         """Make the loss known and wait for the next attempt."""
+        connected_for = 0.0
+        if self._began is not None:
+            connected_for = max(0.001, asyncio.get_running_loop().time() - self._began)
         delay = self._backoff.next(error.code, connected_for)
         if error.code is ErrorCode.RECONNECT_REQUESTED:
             delay = 0.0
@@ -217,7 +243,9 @@ class Link:
         now = _now()
         self._error = LinkError(code=error.code, text=error.text, at=now, reason_code=error.reason_code)
         self._next_attempt = now + timedelta(seconds=delay)
-        self._set_state(LinkState.REFUSED if refused else LinkState.WAITING)
+        state = LinkState.REFUSED if refused else LinkState.WAITING
+        self._trouble = state if error.code is not ErrorCode.RECONNECT_REQUESTED else None
+        self._set_state(state)
         if delay:
             try:
                 async with asyncio.timeout(delay):
@@ -230,7 +258,14 @@ class Link:
             if state is not self._state:
                 self._since = _now()
             self._state = state
+            self._tell()
+
+    def _tell(self) -> None:
+        """Report the status. What listens there must not keep us from connecting."""
+        try:
             self._changed()
+        except Exception:
+            _LOGGER.exception("Unexpected error in a listener to the %s connection", self.side)
 
 
 def _now() -> datetime:

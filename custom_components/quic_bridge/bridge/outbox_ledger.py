@@ -246,7 +246,7 @@ class Ledger:
             messages=rows - released,
             bytes=size,
             released=released,
-            next_seq=max(last, sent_upto, before.next_seq - 1) + 1,
+            next_seq=max(last, sent_upto, source_from, before.next_seq - 1) + 1,
             last_mid=before.last_mid,
             sent_upto=max(sent_upto, before.sent_upto),
             source_from=source_from,

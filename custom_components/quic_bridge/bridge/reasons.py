@@ -49,6 +49,7 @@ _REASONS: Final = {
     0xA1: (ErrorCode.PROTOCOL_ERROR, "subscription identifiers not supported"),
     0xA2: (ErrorCode.PROTOCOL_ERROR, "wildcard subscriptions not supported"),
 }
+_KICKS: Final = (0x8E, 0x98)
 
 
 def reason_text(code: int) -> str:
@@ -77,3 +78,15 @@ def disconnect_error(code: int, reason_string: str) -> BridgeError:
         f"the broker disconnected us: {text} (0x{code:02X}){detail}",
         reason_code=code,
     )
+
+
+def stream_error(error: BridgeError) -> BridgeError:
+    """Explain the end of the QUIC stream, where its code is the reason code of a DISCONNECT that was lost on the way.
+
+    EMQX follows a take-over's or a kick's DISCONNECT with STOP_SENDING of the same code (emqx_quic_stream.erl).
+    """
+    code = error.reason_code
+    if error.code is not ErrorCode.CLOSED_BY_BROKER or code not in _KICKS:
+        return error
+    known, text = _REASONS[code]
+    return BridgeError(known or error.code, f"{error.text}: {text} (0x{code:02X})", reason_code=code)

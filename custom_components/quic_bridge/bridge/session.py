@@ -23,13 +23,15 @@ from . import codec
 from .config import BrokerConfig
 from .errors import BridgeError, ErrorCode
 from .paho_client import MQTT_5, PAHO_ERRORS, ByteSocket, PahoClient, make_properties, number, reason_string
-from .reasons import connack_error, disconnect_error
+from .reasons import connack_error, disconnect_error, stream_error
 from .transport.base import Transport, TransportReceiver
 
 _LOGGER = logging.getLogger(__name__)
 
 _SUBACK_TIMEOUT: Final = 10.0
 _FILTERS_PER_SUBSCRIBE: Final = 100
+_UNSPECIFIED: Final = 0x80
+_NO_WILDCARDS: Final = 0xA2
 _STALLED_PINGS: Final = 3
 """With our own reading paused, silence says less: so many ping deadlines pass before it counts."""
 # A 3.1.1 broker announces no limit; mosquitto's default of QoS 2 messages it takes at a time.
@@ -45,6 +47,8 @@ class Limits:
     max_packet: int = codec.MAX_REMAINING_LENGTH + 5
     max_qos: int = 2
     retain: bool = True
+    wildcards: bool = True
+    """Whether topic filters may have wildcards."""
 
 
 class PublishReceiver(Protocol):
@@ -110,6 +114,8 @@ class MqttSession(TransportReceiver):
         self.session_present = False
         self.congested = False
         self.connected = False
+        self.asked = False
+        """CONNECT was sent."""
         self.reserved: set[int] = set()
         """Packet identifiers of SUBSCRIBE and UNSUBSCRIBE packets that wait for their answer."""
         self.write = transport.write
@@ -139,8 +145,14 @@ class MqttSession(TransportReceiver):
     async def open(self) -> None:
         """Connect the transport and log in. Raises BridgeError; releases everything if it does or is cancelled."""
         try:
-            await self.transport.connect(self)
+            try:
+                await self.transport.connect(self)
+            except BridgeError:
+                if self._lost.done():  # `fail` closed the transport: it knows why
+                    raise self._lost.result() from None
+                raise
             self._send_connect()
+            self.asked = True
             try:
                 async with asyncio.timeout(self.config.connack_timeout):
                     await asyncio.wait((self._connack, self._lost), return_when=asyncio.FIRST_COMPLETED)
@@ -229,7 +241,11 @@ class MqttSession(TransportReceiver):
             max_packet=number(props, "MaximumPacketSize", codec.MAX_REMAINING_LENGTH + 5),
             max_qos=number(props, "MaximumQoS", 2),
             retain=bool(number(props, "RetainAvailable", 1)),
+            wildcards=bool(number(props, "WildcardSubscriptionAvailable", 1)),
         )
+        if not self.limits.window or not self.limits.max_packet:
+            # Forbidden (MQTT 5, 3.2.2.3), and obeying it would hold or drop every message.
+            raise codec.MalformedPacketError("CONNACK with a Receive Maximum or Maximum Packet Size of 0")
         self._keepalive = number(props, "ServerKeepAlive", self.config.keepalive)
         self.session_present = flags.session_present
         self.connected = True
@@ -248,6 +264,10 @@ class MqttSession(TransportReceiver):
         Raises BridgeError when the broker does not answer.
         """
         refused: dict[str, int] = {}
+        if not self.limits.wildcards:
+            # Asking all the same may end the connection (MQTT 5, 3.2.2.3.11).
+            refused = {name: _NO_WILDCARDS for name, _ in filters if "+" in name or "#" in name}
+            filters = [pair for pair in filters if pair[0] not in refused]
         for start in range(0, len(filters), _FILTERS_PER_SUBSCRIBE):
             chunk = filters[start : start + _FILTERS_PER_SUBSCRIBE]
             if self.v5:
@@ -268,6 +288,7 @@ class MqttSession(TransportReceiver):
             else:
                 _, mid = self._paho.subscribe(list(chunk))
             codes = await self._suback(mid, "SUBSCRIBE")
+            codes += [_UNSPECIFIED] * (len(chunk) - len(codes))
             refused |= {name: code for (name, _), code in zip(chunk, codes, strict=False) if code >= 0x80}
         return refused
 
@@ -384,7 +405,7 @@ class MqttSession(TransportReceiver):
     @override
     def connection_lost(self, error: BridgeError) -> None:
         if not self._lost.done():
-            self._lost.set_result(error)
+            self._lost.set_result(stream_error(error) if self.v5 else error)
         self._end()
 
     # --- flow -------------------------------------------------------------------------------------------------------

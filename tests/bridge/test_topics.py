@@ -1,0 +1,172 @@
+"""Topic filters and rewriting."""
+
+from hypothesis import given, strategies as st
+import pytest
+
+from custom_components.quic_bridge.bridge.topics import (
+    Rewrite,
+    captures,
+    covers,
+    matches,
+    overlap,
+    valid_topic,
+    validate_filter,
+)
+
+levels = st.sampled_from(["a", "b", "", "+", "$x"])
+filters = st.builds(
+    lambda parts, tail: "/".join([*parts, "#"] if tail else parts),
+    st.lists(levels, min_size=1, max_size=3),
+    st.booleans(),
+)
+names = st.lists(st.sampled_from(["a", "b", "", "$x", "c"]), min_size=1, max_size=4).map("/".join).filter(bool)
+
+
+def slow_matches(topic_filter: str, topic: str) -> bool:
+    """The rules of MQTT 5, 4.7, one after the other."""
+
+    def rest(pattern: list[str], parts: list[str]) -> bool:
+        if pattern == ["#"]:
+            return True
+        if not pattern or not parts:
+            return pattern == parts or (not parts and pattern == ["#"])
+        return (pattern[0] == "+" or pattern[0] == parts[0]) and rest(pattern[1:], parts[1:])
+
+    if topic.startswith("$") and topic_filter[0:1] in {"+", "#"}:
+        return False
+    return rest(topic_filter.split("/"), topic.split("/"))
+
+
+@given(filters, names)
+def test_matches_as_the_specification_says(topic_filter: str, topic: str) -> None:
+    assert matches(topic_filter, topic) == slow_matches(topic_filter, topic)
+
+
+@given(filters, filters, st.lists(names, max_size=30))
+def test_overlap_and_covers_agree_with_matching(one: str, other: str, topics: list[str]) -> None:
+    both = [topic for topic in topics if matches(one, topic) and matches(other, topic)]
+    assert overlap(one, other) == overlap(other, one)
+    assert overlap(one, other) or not both
+    if covers(one, other):
+        assert both == [topic for topic in topics if matches(other, topic)]
+        assert overlap(one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("a/+", "+/b", True),
+        ("a/#", "a", True),
+        ("a/b", "a/c", False),
+        ("a/+/c", "a/b", False),
+        ("#", "$SYS/a", False),
+        ("a/#", "+/b/c", True),
+        ("a", "a/b", False),
+    ],
+)
+def test_overlap(one: str, other: str, expected: bool) -> None:
+    assert overlap(one, other) is expected
+
+
+@pytest.mark.parametrize(
+    ("topic_filter", "target", "topic", "expected"),
+    [
+        ("zigbee2mqtt/#", "site/7/zigbee2mqtt/{1}", "zigbee2mqtt/lamp/set", "site/7/zigbee2mqtt/lamp/set"),
+        ("zigbee2mqtt/#", "site/7/zigbee2mqtt/{1}", "zigbee2mqtt", "site/7/zigbee2mqtt"),
+        ("cmd/nanomq/#", "{1}", "cmd/nanomq/hello/world", "hello/world"),
+        ("cmd/nanomq/#", "{1}", "cmd/nanomq", None),
+        ("+/+/state", "{2}/of/{1}", "kitchen/lamp/state", "lamp/of/kitchen"),
+        ("+/x/#", "a-{1}/{2}", "k/x/y/z", "a-k/y/z"),
+        ("a/b", "c/d/", "a/b", "c/d/"),
+        ("a/+", "b/{1}", "a/", "b/"),
+        ("a/+", "b/{1}", "x/y", None),
+        ("a/b", "fixed", "a/b", "fixed"),
+    ],
+)
+def test_rewrite(topic_filter: str, target: str, topic: str, expected: str | None) -> None:
+    rewrite = Rewrite(topic_filter, target)
+    assert rewrite.problem() is None
+    assert rewrite.apply(topic) == expected
+
+
+@pytest.mark.parametrize(
+    ("topic_filter", "target", "problem"),
+    [
+        ("a/#", "", "target_invalid"),
+        ("a/#", "b\0", "target_invalid"),
+        ("a/#", "b/#", "target_wildcard"),
+        ("a/+", "b/+", "target_wildcard"),
+        ("a/+", "b/{2}", "target_capture"),
+        ("a/+", "b/{0}", "target_capture"),
+        ("a", "{1}", "target_capture"),
+    ],
+)
+def test_bad_targets(topic_filter: str, target: str, problem: str) -> None:
+    assert Rewrite(topic_filter, target).problem() == problem
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "back"),
+    [
+        (Rewrite("zigbee2mqtt/#", "site/7/zigbee2mqtt/{1}"), Rewrite("site/7/zigbee2mqtt/#", "zigbee2mqtt/{1}")),
+        (Rewrite("+/x/+", "{2}/{1}"), Rewrite("+/+", "{2}/x/{1}")),
+        (Rewrite("a/b", "c"), Rewrite("c", "a/b")),
+        (Rewrite("+/#", "{2}/{1}"), None),
+        (Rewrite("+", "x-{1}"), None),
+        (Rewrite("+/+", "{1}"), None),
+        (Rewrite("+", "{1}/{1}"), None),
+    ],
+)
+def test_reversed(rewrite: Rewrite, back: Rewrite | None) -> None:
+    assert rewrite.reversed() == back
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "+"]), min_size=1, max_size=3),
+    st.booleans(),
+    st.permutations([1, 2, 3, 4]),
+    names,
+)
+def test_there_and_back_is_the_same_topic(parts: list[str], tail: bool, order: list[int], topic: str) -> None:
+    topic_filter = "/".join([*parts, "#"] if tail else parts)
+    wildcards = topic_filter.count("+")
+    middle = [f"{{{number}}}" for number in order if number <= wildcards]
+    target = "/".join(["p", *middle, *([f"{{{wildcards + 1}}}"] if tail else [])])
+    rewrite = Rewrite(topic_filter, target)
+    back = rewrite.reversed()
+    assert back is not None
+    new = rewrite.apply(topic)
+    if new is not None:
+        assert back.apply(new) == topic
+        assert matches(rewrite.result_filter, new)
+
+
+def test_captures() -> None:
+    assert captures("+/b/#", "a/b/c/d") == ("a", "c/d")
+    assert captures("a/#", "a") == ("",)
+    assert captures("a", "b") is None
+
+
+@pytest.mark.parametrize(
+    ("topic_filter", "problem"),
+    [
+        ("a/+/b/#", None),
+        ("#", None),
+        ("+", None),
+        ("$SYS/#", None),
+        ("", "filter_empty"),
+        ("a\0b", "filter_invalid"),
+        ("a" * 65_536, "filter_invalid"),
+        ("a#", "filter_hash"),
+        ("#/a", "filter_hash"),
+        ("a+/b", "filter_plus"),
+        ("$share/group/a", "filter_shared"),
+    ],
+)
+def test_validate_filter(topic_filter: str, problem: str | None) -> None:
+    assert validate_filter(topic_filter) == problem
+
+
+@pytest.mark.parametrize("topic", [b"", b"a/#", b"+", b"a\0", b"\xff"])
+def test_invalid_topics(topic: bytes) -> None:
+    assert not valid_topic(topic)

@@ -1,0 +1,136 @@
+"""What was published on one topic, what of it arrived, and what is wrong with that."""
+
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+_COPIES_COUNTED = 255
+
+
+def payload(number: int, size: int) -> bytes:
+    """Make the payload of a message: its number, over and over."""
+    head = number.to_bytes(8)
+    return (head * (size // 8 + 1))[: max(size, 8)]
+
+
+def number_of(data: bytes) -> int:
+    """Read the number back; raises ValueError for a payload that is not as it was made."""
+    number = int.from_bytes(data[:8])
+    if data != payload(number, len(data)):
+        raise ValueError(f"damaged payload of {len(data)} bytes")
+    return number
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that must not happen, to a run of messages of one stream."""
+
+    stream: str
+    what: str
+    first: int
+    last: int
+    begin: float
+    """When these were published."""
+    end: float
+
+
+class Stream:
+    """The messages of one topic and QoS from one broker to the other."""
+
+    def __init__(self, topic: str, qos: int) -> None:
+        self.topic = topic
+        self.qos = qos
+        self._times = array("d")
+        self._copies = bytearray()
+        self._doubtful: set[int] = set()
+        """Published, but the publisher's broker went before it acknowledged: they may arrive or not."""
+        self._open = 0
+        """Numbers from here on are not acknowledged yet."""
+        self._complete = 0
+        """All numbers below have arrived (or need not)."""
+        self._highest = -1
+        self._unordered: list[int] = []
+        self._repeated: set[int] = set()
+        self.damaged: list[str] = []
+        self.arrived = 0
+        """Different messages."""
+        self.repeats = 0
+        self.unasked = 0
+        """QoS 0 messages that did not arrive, as they may."""
+
+    @property
+    def published(self) -> int:
+        """Messages that were published, or tried."""
+        return len(self._times)
+
+    def publish(self, count: int, now: float) -> range:
+        """Take note of messages that are going to be published, in the order of their numbers."""
+        numbers = range(len(self._times), len(self._times) + count)
+        self._times.extend([now] * count)
+        self._copies.extend(bytes(count))
+        return numbers
+
+    def settle(self, numbers: range, *, acknowledged: bool) -> None:
+        """Take note that the broker has them (all of them), or that nobody knows."""
+        self._open = numbers.stop
+        if not acknowledged:
+            self._doubtful.update(numbers)
+
+    def arrive(self, data: bytes) -> None:
+        """Take note of a message that came out at the other end."""
+        try:
+            number = number_of(data)
+            copies = self._copies[number]
+        except (ValueError, IndexError) as error:
+            self.damaged.append(str(error))
+            return
+        if copies:
+            self.repeats += 1
+            if self.qos != 1:
+                self._repeated.add(number)
+        else:
+            self.arrived += 1
+            if number < self._highest:
+                self._unordered.append(number)
+            self._highest = max(self._highest, number)
+        self._copies[number] = min(copies + 1, _COPIES_COUNTED)
+
+    def _missing(self) -> Iterator[int]:
+        number = self._copies.find(0, self._complete)
+        while 0 <= number < self._open:
+            if number not in self._doubtful:
+                yield number
+            number = self._copies.find(0, number + 1)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that must arrive has arrived."""
+        if not self.qos:
+            return True
+        first = next(self._missing(), None)
+        self._complete = self._open if first is None else first
+        return first is None
+
+    def problems(self) -> list[Problem]:
+        """Say what is wrong, now that everything is over that was under way; the next call tells only what is new."""
+        found: list[Problem] = []
+        missing = list(self._missing())
+        self._complete = self._open
+        if self.qos:
+            found += self._runs("lost", missing)
+        else:
+            self.unasked += len(missing)
+        found += self._runs("out of order", self._unordered)
+        found += self._runs("delivered twice", self._repeated)
+        found += [Problem(self.topic, text, 0, 0, 0.0, 0.0) for text in self.damaged]
+        self._unordered.clear()
+        self._repeated.clear()
+        self.damaged.clear()
+        return found
+
+    def _runs(self, what: str, numbers: Iterable[int]) -> Iterator[Problem]:
+        """Put neighbours together."""
+        for _, group in groupby(enumerate(sorted(numbers)), lambda item: item[1] - item[0]):
+            run = [number for _, number in group]
+            yield Problem(self.topic, what, run[0], run[-1], self._times[run[0]], self._times[run[-1]])

@@ -1,0 +1,298 @@
+"""The rules that hassfest and HACS check, and those of the Integration Quality Scale that can be read off the files.
+
+The validators themselves run where the code is hosted (.github/workflows); these run anywhere.
+"""
+
+import ast
+from collections.abc import Iterator
+import json
+from pathlib import Path
+import re
+from typing import Any
+
+from awesomeversion import AwesomeVersion, AwesomeVersionStrategy
+import hass_frontend
+import homeassistant
+from homeassistant.util.yaml import load_yaml_dict
+from PIL import Image
+import pytest
+
+from custom_components.quic_bridge import PLATFORMS
+from custom_components.quic_bridge.binary_sensor import CONNECTIONS
+from custom_components.quic_bridge.bridge.errors import ErrorCode
+from custom_components.quic_bridge.bridge.outbox_model import OutboxFault
+from custom_components.quic_bridge.bridge.routes import Direction
+from custom_components.quic_bridge.bridge.status import BridgeState, DropReason
+from custom_components.quic_bridge.brokers import LocalMode
+from custom_components.quic_bridge.const import DOMAIN
+from custom_components.quic_bridge.sensor import SENSORS
+
+from .ha_fixtures import PACKAGE, load_texts, placeholders
+
+ROOT = PACKAGE.parents[1]
+MANIFEST: dict[str, Any] = json.loads((PACKAGE / "manifest.json").read_text())
+ICONS: dict[str, Any] = json.loads((PACKAGE / "icons.json").read_text())
+QUALITY = load_yaml_dict(str(PACKAGE / "quality_scale.yaml"))["rules"]
+TEXTS = load_texts()
+LANGUAGES = sorted(path.stem for path in (PACKAGE / "translations").glob("*.json"))
+MODULES = sorted(PACKAGE.glob("*.py"))
+
+# Integration Quality Scale, tiers.json of August 2026.
+# fmt: off
+RULES = {
+    "action-setup", "appropriate-polling", "brands", "common-modules", "config-flow-test-coverage", "config-flow",
+    "dependency-transparency", "docs-actions", "docs-conditions", "docs-high-level-description",
+    "docs-installation-instructions", "docs-removal-instructions", "docs-triggers", "entity-event-setup",
+    "entity-unique-id", "has-entity-name", "runtime-data", "test-before-configure", "test-before-setup",
+    "unique-config-entry", "action-exceptions", "config-entry-unloading", "docs-configuration-parameters",
+    "docs-installation-parameters", "entity-unavailable", "integration-owner", "log-when-unavailable",
+    "parallel-updates", "reauthentication-flow", "test-coverage", "devices", "diagnostics", "discovery-update-info",
+    "discovery", "docs-data-update", "docs-examples", "docs-known-limitations", "docs-supported-devices",
+    "docs-supported-functions", "docs-troubleshooting", "docs-use-cases", "dynamic-devices", "entity-category",
+    "entity-device-class", "entity-disabled-by-default", "entity-translations", "exception-translations",
+    "icon-translations", "reconfiguration-flow", "repair-issues", "stale-devices", "async-dependency",
+    "inject-websession", "strict-typing",
+}
+# fmt: on
+
+
+def trees() -> Iterator[tuple[Path, ast.Module]]:
+    """Parse our modules outside the bridge's core."""
+    for path in MODULES:
+        yield path, ast.parse(path.read_text())
+
+
+def code_strings() -> set[str]:
+    """Return all string constants in these modules."""
+    return {
+        node.value
+        for _, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+# --- manifest.json and hacs.json --------------------------------------------------------------------------------------
+
+
+def test_manifest() -> None:
+    assert set(MANIFEST) == {
+        "domain",
+        "name",
+        "after_dependencies",
+        "codeowners",
+        "config_flow",
+        "dependencies",
+        "documentation",
+        "integration_type",
+        "iot_class",
+        "issue_tracker",
+        "loggers",
+        "requirements",
+        "version",
+    }
+    keys = list(MANIFEST)
+    assert keys == ["domain", "name", *sorted(keys[2:])]
+    assert MANIFEST["domain"] == DOMAIN == PACKAGE.name
+    assert all(owner.startswith("@") for owner in MANIFEST["codeowners"])
+    assert MANIFEST["codeowners"]
+    assert MANIFEST["iot_class"] == "local_push"
+    assert MANIFEST["integration_type"] == "service"
+    for key in ("documentation", "issue_tracker"):
+        assert MANIFEST[key].startswith("https://github.com/quic-bridge/ha-quic-bridge")
+    assert AwesomeVersion(MANIFEST["version"]).strategy is AwesomeVersionStrategy.SEMVER
+
+
+def test_requirements_fit_home_assistant() -> None:
+    """Home Assistant installs with its own constraints: another pin of the same package cannot be installed."""
+    constraints = (Path(homeassistant.__file__).parent / "package_constraints.txt").read_text().splitlines()
+    for requirement in MANIFEST["requirements"]:
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9.]+", requirement)
+        name = requirement.partition("==")[0]
+        assert {line for line in constraints if line.startswith(f"{name}==")} <= {requirement}
+    project = (ROOT / "pyproject.toml").read_text()
+    assert all(f'"{requirement}"' in project for requirement in MANIFEST["requirements"])
+    assert f'version = "{MANIFEST["version"]}"' in project
+
+
+def test_hacs() -> None:
+    hacs = json.loads((ROOT / "hacs.json").read_text())
+    allowed = {"name", "content_in_root", "country", "filename", "hide_default_branch", "homeassistant", "zip_release"}
+    assert set(hacs) <= allowed
+    assert hacs["name"] == MANIFEST["name"]
+    # 2026.10: the reasons `reauth_successful` and `reconfigure_successful` come translated from Home Assistant.
+    assert AwesomeVersion(hacs["homeassistant"]) >= "2026.10.0"
+    assert [path.name for path in PACKAGE.parent.iterdir() if path.is_dir() and path.name != "__pycache__"] == [DOMAIN]
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+@pytest.mark.parametrize(("name", "size"), [("icon.png", 256), ("icon@2x.png", 512)])
+def test_brand(name: str, size: int) -> None:
+    with Image.open(PACKAGE / "brand" / name) as image:
+        assert (image.format, image.size, image.mode) == ("PNG", (size, size), "RGBA")
+        left, top, right, bottom = image.getbbox() or (0, 0, 0, 0)
+    # Trimmed: it reaches the edges one way or the other.
+    assert (right - left == size) or (bottom - top == size)
+
+
+def test_files() -> None:
+    for platform in PLATFORMS:
+        assert (PACKAGE / f"{platform}.py").exists()
+    assert not (PACKAGE / "strings.json").exists()
+    assert not (PACKAGE / "services.yaml").exists()
+    assert "async_register" not in " ".join(path.read_text() for path in MODULES)
+
+
+# --- translations and icons -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_texts(language: str) -> None:
+    """What hassfest wants of each text, and the same keys and placeholders in all languages."""
+    texts = load_texts(language)
+    assert {key: placeholders(text) for key, text in texts.items()} == {
+        key: placeholders(text) for key, text in TEXTS.items()
+    }
+    for key, text in texts.items():
+        assert text, key
+        assert text == text.strip(), key
+        assert not re.search(r"</?[a-z]+>|https?://|\[%key:|'\{\w+\}'", text), key
+        for part in key.split("."):
+            assert re.fullmatch(r"[a-z0-9]+([_-][a-z0-9]+)*", part), key
+        if ".state." in key:
+            assert not placeholders(text), key
+
+
+def test_every_field_is_described() -> None:
+    fields = {key for key in TEXTS if re.search(r"\.data\.\w+$", key)}
+    described = {key.replace(".data_description.", ".data.") for key in TEXTS if ".data_description." in key}
+    assert fields == described
+
+
+def test_texts_of_values() -> None:
+    """Everything that the core can say has a text, and no text is left over."""
+
+    def below(prefix: str) -> set[str]:
+        return {key.removeprefix(prefix) for key in TEXTS if key.startswith(prefix)}
+
+    codes = {code.value for code in ErrorCode}
+    form_errors = {"invalid_host", "ca_invalid", "client_id_empty", "no_topics", "unknown"}
+    filters = {"filter_empty", "filter_invalid", "filter_hash", "filter_plus", "filter_shared"}
+    # An empty filter in a list is passed over.
+    assert below("config.error.") == codes | form_errors | filters
+    assert below("config_subentries.route.error.") == filters | {"route_exists"}
+    assert below("entity.sensor.status.state.") == {state.value for state in BridgeState}
+    for side in ("local", "remote"):
+        assert below(f"entity.sensor.{side}_last_error.state.") == codes | {"none"}
+    assert below("entity.sensor.messages_dropped.state_attributes.") == {f"{reason}.name" for reason in DropReason}
+    issues = {f"outbox_{fault}.{part}" for fault in OutboxFault for part in ("title", "description")}
+    assert below("issues.") == issues
+    assert below("selector.local_mode.options.") == {mode.value for mode in LocalMode}
+    assert below("selector.direction.options.") == {direction.value for direction in Direction}
+
+
+def test_error_placeholders() -> None:
+    """An error of a broker can be shown with what is known when it comes (see `_async_try` in the flow)."""
+    for code in ErrorCode:
+        known = {"host", "port", "protocol", "client_id", "detail"}
+        if code in {ErrorCode.LOCAL_ENTRY_MISSING, ErrorCode.CONFIGURATION}:
+            known = {"detail"}
+        assert placeholders(TEXTS[f"config.error.{code}"]) <= known, code
+        assert "detail" in placeholders(TEXTS[f"config.error.{code}"]), code
+
+
+def test_keys_in_code_are_translated() -> None:
+    """Each step and key of a text that is named in the code has a text, and the other way round."""
+    strings = code_strings()
+    steps = {key.split(".")[2] for key in TEXTS if key.startswith("config.step.")}
+    methods = {
+        node.name.removeprefix("async_step_")
+        for path, tree in trees()
+        if path.name == "config_flow.py"
+        for cls in tree.body
+        if isinstance(cls, ast.ClassDef) and cls.name == "QuicBridgeConfigFlow"
+        for node in cls.body
+        if isinstance(node, ast.AsyncFunctionDef) and node.name.startswith("async_step_")
+    }
+    # These two only lead to others.
+    assert steps == methods - {"user", "reauth"}
+    for prefix in ("config.abort.", "selector."):
+        for key in {key.removeprefix(prefix).split(".")[0] for key in TEXTS if key.startswith(prefix)}:
+            assert key in strings, key
+
+
+def test_entities_have_names_and_icons() -> None:
+    for platform, descriptions in (("sensor", SENSORS), ("binary_sensor", CONNECTIONS)):
+        keys = {description.translation_key for description in descriptions}
+        assert keys == {description.key for description in descriptions}
+        assert keys == set(ICONS["entity"][platform])
+        assert keys == {key.split(".")[2] for key in TEXTS if key.startswith(f"entity.{platform}.")}
+
+
+def test_icons() -> None:
+    """Icons are icons of the frontend, and a state's icon is not the default one."""
+    folder = Path(hass_frontend.__file__).parent / "static" / "mdi"
+    known = {icon["name"] for icon in json.loads((folder / "iconList.json").read_text())}
+    for entities in ICONS["entity"].values():
+        for icons in entities.values():
+            states = icons.get("state", {}).values()
+            assert icons["default"] not in states
+            for icon in (icons["default"], *states):
+                prefix, _, name = icon.partition(":")
+                assert prefix == "mdi"
+                assert name in known, icon
+    states = set(ICONS["entity"]["sensor"]["status"]["state"])
+    assert states <= {state.value for state in BridgeState}
+
+
+# --- code -------------------------------------------------------------------------------------------------------------
+
+
+def test_imports_are_declared() -> None:
+    """A component that is imported is a dependency, or a platform's own, or always there."""
+    allowed = {*PLATFORMS, *MANIFEST["dependencies"], *MANIFEST["after_dependencies"]}
+    own = {"diagnostics.py": {"diagnostics"}}
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("homeassistant.components"):
+                component = (node.module or "").split(".")[2]
+                assert component in allowed | own.get(path.name, set()), f"{path.name}: {component}"
+
+
+def test_core_knows_nothing_of_home_assistant() -> None:
+    for path in (PACKAGE / "bridge").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any(name.split(".")[0] == "homeassistant" for name in names), path
+            if isinstance(node, ast.ImportFrom) and node.level:
+                depth = len(path.relative_to(PACKAGE).parts) - 1
+                assert node.level <= depth, f"{path} imports from outside the core"
+
+
+def test_home_assistant_side_uses_the_core_by_its_face() -> None:
+    faces = {"bridge", "check", "config", "errors", "outbox", "outbox_model", "routes", "status"}
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level == 1 and (node.module or "").startswith("bridge."):
+                assert (node.module or "").removeprefix("bridge.") in faces, f"{path.name}: {node.module}"
+
+
+def test_platforms_say_how_many_updates_run_at_once() -> None:
+    for platform in PLATFORMS:
+        assert re.search(r"^PARALLEL_UPDATES = \d+$", (PACKAGE / f"{platform}.py").read_text(), re.MULTILINE)
+
+
+# --- quality_scale.yaml -----------------------------------------------------------------------------------------------
+
+
+def test_quality_scale() -> None:
+    assert len(RULES) == 54
+    assert set(QUALITY) == RULES
+    for rule, value in QUALITY.items():
+        if isinstance(value, str):
+            assert value in {"done", "todo"}, rule
+            continue
+        assert set(value) <= {"status", "comment"}, rule
+        assert value["status"] in {"done", "todo", "exempt"}, rule
+        assert value["comment"].strip(), rule

@@ -1,0 +1,66 @@
+"""A short run of the soak test (`scripts/soak` runs it for as long as one wants), and whether it sees what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from .soak.driver import Soak
+from .soak.ledger import Problem, Stream, payload
+
+pytestmark = pytest.mark.usefixtures("socket_enabled")
+
+
+def arrived(stream: Stream, *numbers: int) -> list[tuple[str, int, int]]:
+    for number in numbers:
+        stream.arrive(payload(number, 20))
+    return [(problem.what, problem.first, problem.last) for problem in stream.problems()]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_nothing_is_lost(tmp_path: Path, seed: int) -> None:
+    lines: list[str] = []
+    verdict = await Soak(tmp_path, seed, lines.append, rate=150.0).run(0.0, 10.0)
+    print("\n".join(lines))
+    assert verdict.good, verdict.problems
+    assert verdict.rounds == 1
+    assert verdict.faults
+    assert verdict.arrived > 100
+
+
+def test_the_ledger_sees_losses_copies_and_wrong_order() -> None:
+    stream = Stream("t", 2)
+    stream.settle(stream.publish(10, 1.0), acknowledged=True)
+    assert not stream.complete
+    assert arrived(stream, 0, 1, 5, 2, 6, 6, 9) == [
+        ("lost", 3, 4),
+        ("lost", 7, 8),
+        ("out of order", 2, 2),
+        ("delivered twice", 6, 6),
+    ]
+    assert stream.problems() == []
+    stream.settle(stream.publish(2, 2.5), acknowledged=True)
+    assert stream.problems() == [Problem("t", "lost", 10, 11, 2.5, 2.5)]
+
+
+def test_the_ledger_forgives_what_mqtt_allows() -> None:
+    stream = Stream("t", 1)
+    stream.settle(stream.publish(5, 1.0), acknowledged=True)
+    assert arrived(stream, 0, 1, 2, 1, 2, 3, 4) == []
+    assert (stream.complete, stream.repeats) == (True, 2)
+    # The publisher's own broker went before it acknowledged these.
+    stream.settle(stream.publish(5, 2.0), acknowledged=False)
+    assert arrived(stream, 5, 8) == []
+    stream = Stream("t", 0)
+    stream.settle(stream.publish(5, 1.0), acknowledged=True)
+    assert stream.complete
+    assert arrived(stream, 0, 4) == []
+    assert stream.unasked == 3
+    assert arrived(stream, 3, 4) == [("out of order", 3, 3), ("delivered twice", 4, 4)]
+
+
+def test_the_ledger_sees_damage() -> None:
+    stream = Stream("t", 1)
+    stream.publish(1, 1.0)
+    stream.arrive(payload(0, 100)[:-1] + b"x")
+    stream.arrive(payload(7, 100))
+    assert len(stream.problems()) == 2
