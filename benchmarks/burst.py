@@ -8,7 +8,6 @@ means is said in docs/benchmarks.md.
 
 import argparse
 import asyncio
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 import json
 from pathlib import Path
@@ -110,7 +109,7 @@ async def measure(stage: Stage, line: Line, messages: int, size: int) -> Measure
 
 async def run_once(
     wanted: list[Line], messages: int, size: int, profile: Path | None = None
-) -> Iterator[tuple[Line, Measured]]:
+) -> list[tuple[Line, Measured]]:
     """Measure each line once, those of the same way and window on one stage."""
     measured: list[tuple[Line, Measured]] = []
     for way, window in dict.fromkeys((line.way, line.window) for line in wanted):
@@ -122,7 +121,7 @@ async def run_once(
                 for line in wanted
                 if (line.way, line.window) == (way, window)
             ]
-    return iter(measured)
+    return measured
 
 
 async def run_all(wanted: list[Line], arguments: argparse.Namespace) -> dict[Line, list[Measured]]:
@@ -195,6 +194,7 @@ def main() -> int:
     else:
         print(f"Bursts of {arguments.messages} messages of {arguments.size} bytes, median of {arguments.runs} runs\n")
         print(show(results))
+        print(f"\n{common.describe(around)}")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 import contextlib
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -282,9 +282,14 @@ def surroundings() -> dict[str, object]:
         "python": sys.version.split()[0],
         "aioquic": importlib.metadata.version("aioquic"),
         "mosquitto": mosquitto.partition("\n")[0].removeprefix("mosquitto version "),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": min(_CORES, len(os.sched_getaffinity(0))),
         "load_before": os.getloadavg()[0],
     }
+
+
+def describe(around: Mapping[str, object]) -> str:
+    """Put the surroundings into one line."""
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in around.items())
 
 
 def run[Result](main: Coroutine[object, object, Result], limit: float) -> Result:
@@ -295,12 +300,16 @@ def run[Result](main: Coroutine[object, object, Result], limit: float) -> Result
 
     async def bounded() -> Result:
         task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        if task is not None:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         async with asyncio.timeout(limit):
             return await main
 
-    return asyncio.run(bounded())
+    try:
+        return asyncio.run(bounded())
+    except asyncio.CancelledError:
+        sys.exit("ended by a signal")
 
 
 def median(values: Sequence[float | None]) -> float | None:

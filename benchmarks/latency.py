@@ -151,6 +151,7 @@ def main() -> int:
             f"for {arguments.seconds:g} s, median of {arguments.runs} runs\n"
         )
         print(show(results))
+        print(f"\n{common.describe(around)}")
     return 0
 
 

@@ -28,7 +28,8 @@ import probatio
 
 from .bridge.config import DEFAULT_QUIC_PORT, DEFAULT_TCP_PORT
 from .bridge.errors import ErrorCode
-from .bridge.routes import Direction, validate_filter
+from .bridge.routes import Direction
+from .bridge.topics import validate_filter
 from .brokers import LocalMode
 from .const import (
     CONF_CA,

@@ -22,6 +22,7 @@ from aioquic.quic.packet import (
     push_quic_transport_parameters,
 )
 from aioquic.tls import AlertDescription, Epoch
+import certifi
 from cryptography import x509
 import pytest
 
@@ -226,6 +227,7 @@ def test_the_proof_of_the_key_is_still_demanded(certs: Certificates) -> None:
 
 def test_without_our_check_aioquic_trusts_nobody(certs: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(ClientConnection, "_initialize")
+    monkeypatch.setattr(certifi, "where", lambda: str(certs.ca_file))
     pair = Pair(certs)
     pair.to_server()
     pair.to_client()

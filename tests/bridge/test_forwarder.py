@@ -1,17 +1,18 @@
 """End-to-end acknowledgement, packet by packet, between two brokers that say exactly what the test wants."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
 from custom_components.quic_bridge.bridge.bridge import Bridge
 from custom_components.quic_bridge.bridge.config import BackoffConfig, BridgeConfig, BrokerConfig
-from custom_components.quic_bridge.bridge.routes import Direction, Route
+from custom_components.quic_bridge.bridge.routes import Direction, RetainMode, Route
 from custom_components.quic_bridge.bridge.status import BridgeState, BridgeStatus, DropReason
 
-from ..support.packets import PacketType, Property
+from ..support.packets import PacketType, Properties, Property, Publish, decode_subscribe, encode_suback
 from ..support.processes import wait_until
-from ..support.scripted_broker import ScriptedBroker, ScriptedConnection
+from ..support.scripted_broker import ScriptedBroker, ScriptedConnection, encode_unsuback
 
 PUBACK, PUBREC, PUBREL, PUBCOMP = PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUBCOMP
 BACKOFF = BackoffConfig(base=0.01, cap=0.05, refused_base=0.05, refused_cap=0.1)
@@ -50,12 +51,12 @@ class Scene:
         await self.settled(local, remote)
         return local, remote
 
-    @staticmethod
-    async def settled(local: ScriptedConnection, remote: ScriptedConnection) -> None:
+    async def settled(self, local: ScriptedConnection, remote: ScriptedConnection) -> None:
         """Wait until both connections are up and nothing is on its way."""
         await wait_until(lambda: True)
         await remote.barrier(local)
         await local.barrier(remote)
+        await wait_until(lambda: self.bridge.status.state is BridgeState.RUNNING, what="running")
 
     async def forwarded(self, number: int) -> None:
         """Wait until so many messages went out."""
@@ -402,3 +403,65 @@ async def test_a_broker_of_3_1_1_on_one_side(scene: Scene) -> None:
     remote.send(bytes.fromhex("32 11") + b"\x00\x03t/b" + bytes.fromhex("0005 05 03 0002 6262") + b"down")
     message = await local.receive_publish()
     assert (message.topic, message.payload, message.properties) == ("t/b", b"down", None)
+
+
+async def test_a_route_renames_limits_and_retains(scene: Scene) -> None:
+    routes = (
+        Route(id="1", direction=Direction.BOTH, topic_filter="barrier"),
+        Route(
+            id="2",
+            direction=Direction.BOTH,
+            topic_filter="z/#",
+            target="site/7/z/{1}",
+            exclude=("z/secret",),
+            retain=RetainMode.NEVER,
+        ),
+    )
+    local, remote = await scene.connect()
+    await scene.bridge.apply_routes(routes)
+    local.send(Publish(topic="z/secret", qos=1, packet_id=1, properties={}).encode())
+    local.send(Publish(topic="z/lamp/set", payload=b"on", qos=1, packet_id=2, retain=True, properties={}).encode())
+    message = await remote.receive_publish()
+    assert (message.topic, message.payload, message.packet_id, message.retain) == ("site/7/z/lamp/set", b"on", 2, False)
+    await local.expect(PUBACK, 1)
+    remote.publish("site/7/z/lamp", b"is on", qos=2, mid=3)
+    back = await local.receive_publish()
+    assert (back.topic, back.payload, back.qos, back.packet_id) == ("z/lamp", b"is on", 2, 3)
+    assert scene.bridge.status.outbound.dropped == {}
+
+
+async def test_a_request_finds_its_way_back(scene: Scene) -> None:
+    routes = (
+        Route(id="1", direction=Direction.BOTH, topic_filter="barrier"),
+        Route(id="2", direction=Direction.BOTH, topic_filter="rpc/#", target="site/7/rpc/{1}"),
+    )
+    local, remote = await scene.connect()
+    await scene.bridge.apply_routes(routes)
+    properties: Properties = {Property.RESPONSE_TOPIC: "rpc/answers/1", Property.CORRELATION_DATA: b"\x01"}
+    local.send(Publish(topic="rpc/ask", payload=b"?", properties=properties).encode())
+    request = await remote.receive_publish()
+    assert request.properties == {
+        Property.RESPONSE_TOPIC: "site/7/rpc/answers/1",
+        Property.CORRELATION_DATA: b"\x01",
+    }
+    remote.publish("site/7/rpc/answers/1", b"!", qos=0)
+    assert (await local.receive_publish()).topic == "rpc/answers/1"
+
+
+async def test_changed_routes_change_only_the_subscriptions_that_differ(scene: Scene) -> None:
+    local, remote = await scene.connect()
+    local.answer_subscribe = remote.answer_subscribe = False
+    changed = (*scene.routes[:3], Route(id="5", direction=Direction.TO_LOCAL, topic_filter="new/#", max_qos=1))
+    apply = asyncio.create_task(scene.bridge.apply_routes(changed))
+    mid, wanted = decode_subscribe(await remote.receive(), v5=True)
+    assert [(item.topic_filter, item.qos) for item in wanted] == [("new/#", 1)]
+    remote.send(encode_suback(mid, [1], v5=True))
+    for connection in (local, remote):
+        packet = await connection.receive()
+        assert packet[0] >> 4 == PacketType.UNSUBSCRIBE
+        assert b"barrier" in packet
+        connection.send(encode_unsuback(packet, v5=True))
+    await apply
+    remote.publish("new/a", b"1", mid=1)
+    assert (await local.receive_publish()).topic == "new/a"
+    assert scene.bridge.status.local.reconnects == scene.bridge.status.remote.reconnects == 0

@@ -50,6 +50,7 @@ class Scene:
         remote = await self.remote_broker.session(session_present=True)
         await remote.barrier(local)
         await local.barrier(remote)
+        await wait_until(lambda: self.bridge.status.state is BridgeState.RUNNING, what="running")
         return local, remote
 
     async def outage(self, remote: ScriptedConnection) -> None:

@@ -107,12 +107,12 @@ class Model:
                     return taken
             for row in replaced:
                 self._drop(row, OutboxDrop.REPLACED)
+            before = (self.sent_upto, self.last_mid)
             row = Row(self.next_seq, self._mid(message), message.sent_mid is not None, message, now, message.released)
             self.next_seq += 1
             self.rows.append(row)
             if message.needs_receipt:
                 self.receipts.add(message.source_mid)
-            sent_upto = self.sent_upto
             if message.sent_mid is not None:
                 self.sent_upto = row.seq
             if not row.released and message.expires_at is not None and message.expires_at <= now:
@@ -120,7 +120,7 @@ class Model:
             elif not row.released and size > MAX_BYTES:
                 self._drop(row, OutboxDrop.FULL_BYTES)
             if self.next_seq - 1 not in [row.seq for row in self.rows]:
-                self.sent_upto = sent_upto
+                self.sent_upto, self.last_mid = before
         if self.policy is OutboxPolicy.DROP_OLDEST:
             for row in self._droppable():
                 if len(self.messages) > MAX_MESSAGES:

@@ -1,138 +1,149 @@
-"""Topic filters: matching, covering, validation."""
+"""Routes: which there are, which decides, what they do to a topic, what is wrong with them."""
 
-from hypothesis import given, strategies as st
 import pytest
 
 from custom_components.quic_bridge.bridge.routes import (
     Direction,
+    RetainedAtConnect,
     Route,
     Router,
-    covers,
-    matches,
+    Subscription,
+    hidden_by,
+    loop_of,
     subscriptions,
-    valid_topic,
-    validate_filter,
 )
 
 
-def route(topic_filter: str, direction: Direction = Direction.TO_REMOTE, max_qos: int = 2) -> Route:
-    return Route(id=topic_filter, direction=direction, topic_filter=topic_filter, max_qos=max_qos)
-
-
-@pytest.mark.parametrize(
-    ("topic_filter", "topic", "expected"),
-    [
-        # The examples of MQTT 5, 4.7.1
-        ("sport/tennis/player1/#", "sport/tennis/player1", True),
-        ("sport/tennis/player1/#", "sport/tennis/player1/ranking", True),
-        ("sport/tennis/player1/#", "sport/tennis/player1/score/wimbledon", True),
-        ("sport/#", "sport", True),
-        ("#", "anything/at/all", True),
-        ("sport/tennis/+", "sport/tennis/player1", True),
-        ("sport/tennis/+", "sport/tennis/player1/ranking", False),
-        ("sport/+", "sport", False),
-        ("sport/+", "sport/", True),
-        ("+/+", "/finance", True),
-        ("/+", "/finance", True),
-        ("+", "/finance", False),
-        ("#", "$SYS/broker", False),
-        ("+/monitor/Clients", "$SYS/monitor/Clients", False),
-        ("$SYS/#", "$SYS/broker", True),
-        ("a/b", "a/b", True),
-        ("a/b", "a/B", False),
-        ("a/b", "a", False),
-        ("a", "a/b", False),
-        ("a//c", "a//c", True),
-        ("a/+/c", "a//c", True),
-    ],
-)
-def test_matches(topic_filter: str, topic: str, expected: bool) -> None:
-    assert matches(topic_filter, topic) is expected
-
-
-levels = st.sampled_from(["a", "b", "", "+", "$x"])
-filters = st.builds(
-    lambda parts, tail: "/".join([*parts, "#"] if tail else parts),
-    st.lists(levels, min_size=1, max_size=3),
-    st.booleans(),
-)
-topics = st.lists(st.sampled_from(["a", "b", "", "$x", "c"]), min_size=1, max_size=4).map("/".join).filter(bool)
-
-
-@given(filters, filters, st.lists(topics, max_size=30))
-def test_covers_means_that_nothing_escapes(wider: str, narrower: str, names: list[str]) -> None:
-    if covers(wider, narrower):
-        assert all(matches(wider, name) for name in names if matches(narrower, name))
-
-
-@pytest.mark.parametrize(
-    ("wider", "narrower", "expected"),
-    [
-        ("#", "a/b", True),
-        ("a/#", "a", True),
-        ("a/+", "a/b", True),
-        ("a/+", "a/#", False),
-        ("a/b", "a/+", False),
-        ("+/b", "a/b", True),
-        ("#", "$SYS/#", False),
-        ("a/b", "a/b", True),
-        ("a/b/c", "a/b", False),
-    ],
-)
-def test_covers(wider: str, narrower: str, expected: bool) -> None:
-    assert covers(wider, narrower) is expected
-
-
-@pytest.mark.parametrize(
-    ("topic_filter", "problem"),
-    [
-        ("a/+/b/#", None),
-        ("#", None),
-        ("+", None),
-        ("$SYS/#", None),
-        ("", "filter_empty"),
-        ("a\0b", "filter_invalid"),
-        ("a" * 65_536, "filter_invalid"),
-        ("a#", "filter_hash"),
-        ("#/a", "filter_hash"),
-        ("a+/b", "filter_plus"),
-        ("$share/group/a", "filter_shared"),
-    ],
-)
-def test_validate_filter(topic_filter: str, problem: str | None) -> None:
-    assert validate_filter(topic_filter) == problem
+def route(
+    topic_filter: str,
+    direction: Direction = Direction.TO_REMOTE,
+    *,
+    target: str = "",
+    exclude: tuple[str, ...] = (),
+    max_qos: int = 2,
+    retained: RetainedAtConnect = RetainedAtConnect.ONCE,
+) -> Route:
+    return Route(
+        id=f"{topic_filter} {direction}",
+        direction=direction,
+        topic_filter=topic_filter,
+        target=target,
+        exclude=exclude,
+        max_qos=max_qos,
+        retained=retained,
+    )
 
 
 def test_subscriptions_never_overlap() -> None:
     routes = (
-        route("a/#", max_qos=1),
-        route("a/b", max_qos=2),
+        route("a/#", max_qos=1, retained=RetainedAtConnect.NEVER),
+        route("a/b", max_qos=2, retained=RetainedAtConnect.ALWAYS),
         route("c", Direction.BOTH, max_qos=0),
-        route("d", Direction.TO_LOCAL),
+        route("d", Direction.TO_LOCAL, retained=RetainedAtConnect.NEVER),
         route("c", max_qos=1),
     )
-    assert subscriptions(routes, Direction.TO_REMOTE) == {"a/#": 2, "c": 1}
-    assert subscriptions(routes, Direction.TO_LOCAL) == {"c": 0, "d": 2}
+    assert subscriptions(routes, Direction.TO_REMOTE) == [
+        Subscription("a/#", 2, RetainedAtConnect.ALWAYS),
+        Subscription("c", 1),
+    ]
+    assert subscriptions(routes, Direction.TO_LOCAL) == [
+        Subscription("c", 0),
+        Subscription("d", 2, RetainedAtConnect.NEVER),
+    ]
+
+
+def test_a_route_both_ways_subscribes_its_new_names_on_the_way_back() -> None:
+    both = route("z/#", Direction.BOTH, target="site/7/z/{1}")
+    assert [item.topic_filter for item in subscriptions([both], Direction.TO_REMOTE)] == ["z/#"]
+    assert [item.topic_filter for item in subscriptions([both], Direction.TO_LOCAL)] == ["site/7/z/#"]
+    there, back = Router([both], Direction.TO_REMOTE), Router([both], Direction.TO_LOCAL)
+    assert there.find(b"z/lamp/set").topic == b"site/7/z/lamp/set"
+    assert back.find(b"site/7/z/lamp").topic == b"z/lamp"
+    assert back.find(b"z/lamp").route is None
 
 
 def test_the_first_route_decides_and_invalid_topics_have_none() -> None:
     first, second = route("a/+"), route("a/#")
     router = Router((first, second, route("x", Direction.TO_LOCAL)), Direction.TO_REMOTE)
     for _ in range(2):
-        assert router.find(b"a/b") is first
-        assert router.find(b"a/b/c") is second
-        assert router.find(b"x") is None
-        assert router.find(b"a/\xff") is None
-        assert router.find(b"a/+") is None
+        assert router.find(b"a/b").route is first
+        assert router.find(b"a/b/c").route is second
+        assert router.find(b"x").route is None
+        assert router.find(b"a/\xff").route is None
+        assert router.find(b"a/+").route is None
+        assert router.find(b"a/b").topic is None
+
+
+def test_system_topics_never_cross() -> None:
+    assert Router([route("$SYS/#"), route("#")], Direction.TO_REMOTE).find(b"$SYS/broker/uptime").route is None
+
+
+def test_exclusions_leave_a_topic_to_the_next_route() -> None:
+    first, second = route("a/#", exclude=("a/secret/#", "a/+/log")), route("a/secret/door")
+    router = Router((first, second), Direction.TO_REMOTE)
+    assert router.find(b"a/x").route is first
+    assert router.find(b"a/secret/door").route is second
+    for topic in (b"a/secret/window", b"a/x/log"):
+        plan = router.find(topic)
+        assert plan.route is None
+        assert plan.excluded
+
+
+def test_exclusions_of_a_route_both_ways_are_local_names() -> None:
+    both = route("z/#", Direction.BOTH, target="site/z/{1}", exclude=("z/secret",))
+    assert Router([both], Direction.TO_REMOTE).find(b"z/secret").excluded
+    assert Router([both], Direction.TO_LOCAL).find(b"site/z/secret").excluded
+
+
+def test_response_topics_get_the_name_under_which_the_answer_comes_back() -> None:
+    routes = [
+        route("requests/#", target="site/7/requests/{1}"),
+        route("site/7/answers/#", Direction.TO_LOCAL, target="answers/{1}"),
+    ]
+    router = Router(routes, Direction.TO_REMOTE)
+    assert router.response_topic(b"answers/42") == b"site/7/answers/42"
+    assert router.response_topic(b"elsewhere") == b"elsewhere"
+    assert router.response_topic(b"\xff") == b"\xff"
 
 
 def test_what_the_router_remembers_is_bounded() -> None:
     router = Router((route("#"),), Direction.TO_REMOTE)
     for number in range(Router.MAX_CACHED + 10):
-        assert router.find(b"%d" % number) is not None
+        assert router.find(b"%d" % number).route is not None
     assert len(router._cache) <= Router.MAX_CACHED
 
 
-@pytest.mark.parametrize("topic", [b"", b"a/#", b"+", b"a\0", b"\xff"])
-def test_invalid_topics(topic: bytes) -> None:
-    assert not valid_topic(topic)
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        (route("a/#", target="b/{1}"), None),
+        (route("a/+", Direction.BOTH, target="x-{1}"), "target_one_way"),
+        (route("a/+", target="x-{1}"), None),
+        (route(""), "filter_empty"),
+        (route("$SYS/#"), "filter_sys"),
+        (route("a", exclude=("a#",)), "exclude_invalid"),
+        (route("a/+", target="{2}"), "target_capture"),
+        (route("a/+", target="b/+"), "target_wildcard"),
+    ],
+)
+def test_problems(wrong: Route, problem: str | None) -> None:
+    assert wrong.problem() == problem
+
+
+def test_a_route_that_another_hides() -> None:
+    wide, narrow, back = route("a/#"), route("a/b"), route("a/b", Direction.TO_LOCAL)
+    assert hidden_by([wide, narrow], narrow) is wide
+    assert hidden_by([narrow, wide], narrow) is None
+    assert hidden_by([wide, back], back) is None
+    assert hidden_by([route("a/#", exclude=("a/b",)), narrow], narrow) is None
+    assert hidden_by([wide, route("a/b", Direction.BOTH)], route("a/b", Direction.BOTH)) is None
+
+
+def test_a_route_whose_messages_come_back() -> None:
+    there = route("a/#", target="b/{1}")
+    back = route("b/#", Direction.TO_LOCAL, target="c/{1}")
+    assert loop_of([there, back], there) is back
+    assert loop_of([there, back], back) is None
+    round_trip = route("b/#", Direction.TO_LOCAL, target="a/{1}")
+    assert loop_of([there, round_trip], round_trip) is there
+    assert loop_of([there, route("x", Direction.TO_LOCAL)], there) is None

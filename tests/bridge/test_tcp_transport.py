@@ -463,6 +463,18 @@ async def test_close_delivers_the_last_bytes(pair: Pair) -> None:
     pair.transport.abort()
 
 
+async def test_close_delivers_the_last_bytes_to_a_broker_that_is_still_sending(pair: Pair) -> None:
+    """Were our socket closed with unread bytes in it, the kernel would reset the connection, and ours were lost."""
+    pair.transport.pause_reading()
+    pair.far.pause()
+    pair.far.send(bytes(4_000_000))
+    await asyncio.sleep(0.05)
+    pair.transport.write(b"bye")
+    await pair.transport.close()
+    pair.far.resume()
+    assert await pair.far.wait_data(3) == b"bye"
+
+
 async def test_close_does_not_wait_for_ever(pair: Pair) -> None:
     pair.far.pause()
     pair.transport.write(bytes(20_000_000))

@@ -51,6 +51,8 @@ class Receiver:
         self.sizes: list[int] = []
         self.lost: list[BridgeError] = []
         self.pauses = 0
+        self.resumed_at: list[int] = []
+        """The backlog at each `resume_writing`."""
         self.writable = True
         self.pause_after: int | None = None
         """Call `pause_reading` of `transport` when so many bytes have come."""
@@ -79,6 +81,8 @@ class Receiver:
         """See TransportReceiver."""
         assert not self.writable, "resumed without a pause"
         self.writable = True
+        if self.transport is not None:
+            self.resumed_at.append(self.transport.backlog)
 
     def connection_lost(self, error: BridgeError) -> None:
         """See TransportReceiver."""

@@ -1,6 +1,6 @@
 """Runs the bridge for as long as one wants through everything that can go wrong, and says whether it lost anything.
 
-    scripts/soak [--minutes N] [--seed S] [--round N] [--rate N] [--keep] [--packets]
+    scripts/soak [--minutes N] [--seed S] [--round N] [--rate N] [--keep]
 
 Numbered messages of QoS 0, 1 and 2 cross both ways between two real brokers over real QUIC, while a seeded generator
 kills, stops, freezes and disturbs everything: the QUIC front, the network, both brokers, the bridge's process. After
@@ -29,7 +29,6 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> Verdict:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     soak = Soak(folder, arguments.seed, _say, rate=arguments.rate)
-    soak.packets_logged = arguments.packets
     try:
         return await soak.run(arguments.minutes * 60, arguments.round_seconds, arguments.round)
     except asyncio.CancelledError:
@@ -46,7 +45,6 @@ def main() -> int:
     parser.add_argument("--round-seconds", type=float, default=30.0, help="length of a round (30)")
     parser.add_argument("--rate", type=float, default=200.0, help="messages a second in all (200)")
     parser.add_argument("--keep", action="store_true", help="keep the folder with the logs also when all is well")
-    parser.add_argument("--packets", action="store_true", help="have both brokers log every packet")
     arguments = parser.parse_args()
     if arguments.seed is None:
         arguments.seed = int(time.time()) % 1_000_000
@@ -63,7 +61,8 @@ def main() -> int:
     _say(
         f"\n{'GOOD' if verdict.good else 'BAD'}: seed {arguments.seed}, {verdict.rounds} rounds, "
         f"{verdict.faults} faults; {verdict.published} messages published, {verdict.arrived} arrived, "
-        f"{verdict.unasked} of QoS 0 dropped while a broker was away, {verdict.repeats} repeated with QoS 1"
+        f"{verdict.unasked} of QoS 0 dropped while a broker was away, {verdict.repeats} repeated with QoS 1, "
+        f"{verdict.forgiven} of QoS 2 sent twice by a broker itself"
     )
     for problem in verdict.problems:
         _say(f"  {problem}")

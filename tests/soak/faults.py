@@ -229,13 +229,15 @@ async def local_restarted(world: World, random: Random) -> str:
 
 async def local_frozen(world: World, random: Random) -> str:
     """Stop the local broker in its tracks."""
-    return await _broker_frozen(world, world.local, random)
+    async with world.whole_connections:
+        return await _broker_frozen(world, world.local, random)
 
 
 async def bridge_killed(world: World, random: Random) -> str:
     """Kill -9 the bridge and start it again."""
     seconds = random.choice((0.0, duration(random)))
-    await world.bridge.kill()
+    async with world.whole_connections:
+        await world.bridge.kill()
     await world.rest(seconds)
     await world.bridge.start()
     return f"away for {seconds:.2f} s"
@@ -243,7 +245,8 @@ async def bridge_killed(world: World, random: Random) -> str:
 
 async def bridge_reloaded(world: World, random: Random) -> str:
     """Stop the bridge in good order and start it again, as a reload does."""
-    seconds = await world.stop_bridge()
+    async with world.whole_connections:
+        seconds = await world.stop_bridge()
     await world.bridge.start()
     return f"stopped within {seconds:.2f} s"
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
+COPIED = "delivered twice"
 _COPIES_COUNTED = 255
 
 
@@ -122,7 +123,7 @@ class Stream:
         else:
             self.unasked += len(missing)
         found += self._runs("out of order", self._unordered)
-        found += self._runs("delivered twice", self._repeated)
+        found += self._runs(COPIED, self._repeated)
         found += [Problem(self.topic, text, 0, 0, 0.0, 0.0) for text in self.damaged]
         self._unordered.clear()
         self._repeated.clear()

@@ -46,6 +46,17 @@ class BrokerSide(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
+    def leave(self, *, linger: bool) -> None:
+        """Close the connection; with `linger` the broker has to close it, and what it still writes is taken."""
+        transport = self.transport
+        if transport is None:
+            return
+        if linger and not transport.is_closing():
+            transport.resume_reading()
+            transport.write_eof()
+        else:
+            transport.close()
+
     @override
     def data_received(self, data: bytes) -> None:
         self._owner.broker_data(data)
@@ -463,8 +474,8 @@ class FrontConnection:
     def _leave_broker(self) -> None:
         if self._dial is not None:
             self._dial.cancel()
-        if self._tcp is not None:
-            self._tcp.close()
+        if self._tcp_protocol is not None and self._tcp is not None:
+            self._tcp_protocol.leave(linger=self.front.linger)
             self._tcp = None
         self._to_broker.clear()
 

@@ -63,6 +63,9 @@ class Front:
         self.answer_unknown = False
         """Answer packets of connections we do not know with a stateless reset that no client can verify, as EMQX does
         after a kill -9 and a restart."""
+        self.linger = False
+        """Leave the broker by half-closing, and take what it still writes. mosquitto forgets that it sent a PUBREL when it
+        cannot write it, and then repeats the QoS 2 PUBLISH; the brokers that speak QUIC themselves have no such gap."""
         self.unknown_packets = 0
         """Packets of connections we do not know that came."""
         self.broker_sides: set[BrokerSide] = set()
@@ -114,8 +117,9 @@ class Front:
         self._silence()
         for connection in self.live:
             connection.release()
-        for side in self.broker_sides:
-            side.abort()
+        if not self.linger:
+            for side in self.broker_sides:
+                side.abort()
 
     async def restart(self) -> None:
         """Come back on the same port after `die` or `stop`; connections and tickets of before are unknown."""
@@ -135,6 +139,8 @@ class Front:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        if self.linger:
+            return
         with contextlib.suppress(TimeoutError):
             await wait_until(lambda: not self.broker_sides, _STOP_TIMEOUT)
         for side in self.broker_sides:

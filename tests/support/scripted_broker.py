@@ -1,6 +1,7 @@
 """A broker over TCP that says exactly what a test tells it, packet by packet."""
 
 import asyncio
+import contextlib
 from types import TracebackType
 from typing import Self
 
@@ -11,23 +12,39 @@ from .packets import (
     Properties,
     Publish,
     Splitter,
+    body_of,
     decode_ack,
     decode_subscribe,
     encode_ack,
     encode_suback,
+    packet as make_packet,
 )
+from .processes import wait_until
 
 TIMEOUT = 5.0
 
 
+def encode_unsuback(unsubscribe: bytes, *, v5: bool) -> bytes:
+    """Make the UNSUBACK that an UNSUBSCRIBE asks for."""
+    reader = body_of(unsubscribe)
+    mid = reader.number(2)
+    if not v5:
+        return make_packet(0xB0, mid.to_bytes(2))
+    reader.properties()
+    filters = 0
+    while not reader.at_end:
+        reader.text()
+        filters += 1
+    return make_packet(0xB0, mid.to_bytes(2), b"\0", bytes(filters))
+
+
 class ScriptedConnection:
-    """One client of the scripted broker. Answers PINGREQ and SUBSCRIBE by itself, unless told not to."""
+    """One client of the scripted broker. Answers PINGREQ, SUBSCRIBE and UNSUBSCRIBE by itself, unless told not to."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._splitter = Splitter()
-        self._packets: list[bytes] = []
+        self._packets: asyncio.Queue[bytes] = asyncio.Queue()
         self.connect = Connect()
         self.filters: list[str] = []
         self.answer_subscribe = True
@@ -49,26 +66,43 @@ class ScriptedConnection:
         """Read the CONNECT."""
         self.connect = Connect.decode(await self.receive())
 
+    async def run(self) -> None:
+        """Read until the connection ends; answer what needs no test, keep the rest for `receive`."""
+        splitter = Splitter()
+        with contextlib.suppress(ConnectionError):
+            while data := await self._reader.read(65_536):
+                for packet in splitter.feed(data):
+                    if not self._answered(packet):
+                        self._packets.put_nowait(packet)
+        self._packets.put_nowait(b"")
+
     async def receive(self) -> bytes:
-        """Return the next packet that is not a PINGREQ or an answered SUBSCRIBE; raises EOFError at the end."""
-        while True:
-            while not self._packets:
-                async with asyncio.timeout(TIMEOUT):
-                    data = await self._reader.read(65_536)
-                if not data:
-                    raise EOFError
-                self._packets = self._splitter.feed(data)
-            packet = self._packets.pop(0)
-            kind = packet[0] >> 4
-            if kind == PacketType.PINGREQ:
-                self.pings += 1
-                self.send(b"\xd0\x00")
-            elif kind == PacketType.SUBSCRIBE and self.answer_subscribe:
-                mid, subscriptions = decode_subscribe(packet, v5=self.v5)
-                self.filters += [item.topic_filter for item in subscriptions]
-                self.send(encode_suback(mid, [item.qos for item in subscriptions], v5=self.v5))
-            else:
-                return packet
+        """Return the next packet that was not answered already; raises EOFError at the end."""
+        async with asyncio.timeout(TIMEOUT):
+            packet = await self._packets.get()
+        if not packet:
+            self._packets.put_nowait(b"")
+            raise EOFError
+        return packet
+
+    async def subscribed(self) -> None:
+        """Wait for the SUBSCRIBE that follows CONNACK."""
+        await wait_until(lambda: self.filters, TIMEOUT, "SUBSCRIBE")
+
+    def _answered(self, packet: bytes) -> bool:
+        kind = packet[0] >> 4
+        if kind == PacketType.PINGREQ:
+            self.pings += 1
+            self.send(b"\xd0\x00")
+        elif kind == PacketType.SUBSCRIBE and self.answer_subscribe:
+            mid, subscriptions = decode_subscribe(packet, v5=self.v5)
+            self.filters += [item.topic_filter for item in subscriptions]
+            self.send(encode_suback(mid, [item.qos for item in subscriptions], v5=self.v5))
+        elif kind == PacketType.UNSUBSCRIBE and self.answer_subscribe:
+            self.send(encode_unsuback(packet, v5=self.v5))
+        else:
+            return False
+        return True
 
     async def receive_publish(self) -> Publish:
         """Return the next packet, which must be a PUBLISH."""
@@ -131,9 +165,10 @@ class ScriptedBroker:
     async def session(
         self, *, session_present: bool = False, properties: Properties | None = None
     ) -> ScriptedConnection:
-        """Return the next connection with a successful CONNACK sent."""
+        """Return the next connection, accepted and subscribed."""
         connection = await self.accept()
         await connection.handshake(session_present=session_present, properties=properties)
+        await connection.subscribed()
         return connection
 
     async def __aenter__(self) -> Self:
@@ -154,3 +189,4 @@ class ScriptedBroker:
         connection = ScriptedConnection(reader, writer)
         self._all.append(connection)
         self._accepted.put_nowait(connection)
+        await connection.run()

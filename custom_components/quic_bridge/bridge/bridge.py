@@ -11,7 +11,7 @@ from .config import BridgeConfig, BrokerConfig
 from .forwarder import Forwarder
 from .link import Link
 from .outbound import OutboundForwarder
-from .routes import Direction, Router, subscriptions
+from .routes import Direction, Route, Router, subscriptions
 from .status import BridgeState, BridgeStatus, DropReason, LinkState, Side
 
 _LOGGER = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class Bridge:
     ) -> None:
         """Prepare a bridge; call it in the event loop."""
         self._on_status = on_status
+        self._routes = config.routes
         self._running = False
         self._since = datetime.now(UTC)
         self._state = BridgeState.STOPPED
@@ -60,7 +61,7 @@ class Bridge:
             config.backoff,
             publishes=outbound,
             acks=inbound,
-            subscriptions=partial(subscriptions, config.routes, Direction.TO_REMOTE),
+            subscriptions=lambda: subscriptions(self._routes, Direction.TO_REMOTE),
             changed=self._changed,
         )
         self._remote = Link(
@@ -69,7 +70,7 @@ class Bridge:
             config.backoff,
             publishes=inbound,
             acks=outbound,
-            subscriptions=partial(subscriptions, config.routes, Direction.TO_LOCAL),
+            subscriptions=lambda: subscriptions(self._routes, Direction.TO_LOCAL),
             changed=self._changed,
         )
 
@@ -109,6 +110,13 @@ class Bridge:
         self._inbound.close()
         if self._outbox is not None:
             await self._outbox.stop()
+
+    async def apply_routes(self, routes: tuple[Route, ...]) -> None:
+        """Follow other routes without dropping a connection: only the subscriptions that differ change."""
+        self._routes = routes
+        self._outbound.reroute(Router(routes, Direction.TO_REMOTE))
+        self._inbound.reroute(Router(routes, Direction.TO_LOCAL))
+        await asyncio.gather(self._local.resubscribe(), self._remote.resubscribe())
 
     def reconnect(self, side: Side | None = None) -> None:
         """Connect one side (or both) anew at once; a wait for the next attempt is cut short."""

@@ -19,7 +19,7 @@ from typing import Final, override
 from . import codec
 from .message import Message, Stage, encode
 from .reasons import reason_text
-from .routes import Qos0Policy, Route, Router
+from .routes import Plan, Qos0Policy, Router
 from .session import AckReceiver, MqttSession, PublishReceiver
 from .status import DirectionStatus, DropReason
 
@@ -30,6 +30,7 @@ _MAX_QUEUED_QOS_0: Final = 1000
 _QUOTA_EXCEEDED: Final = 0x97
 _QUOTA_PAUSE: Final = 1.0
 _QUOTA_TRIES: Final = 60
+_NO_PLAN: Final = Plan(None)
 _PACKET_IDENTIFIER_IN_USE: Final = 0x91
 
 
@@ -58,6 +59,10 @@ class Forwarder(PublishReceiver, AckReceiver):
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
+
+    def reroute(self, router: Router) -> None:
+        """Follow other routes from the next message on; what is under way keeps those it came with."""
+        self._router = router
 
     @property
     def status(self) -> DirectionStatus:
@@ -88,10 +93,10 @@ class Forwarder(PublishReceiver, AckReceiver):
     @override
     def source_publish(self, first: int, header: int, packet: bytes) -> None:
         topic = codec.publish_topic(header, packet)
-        route = self._router.find(topic)
+        plan = self._router.find(topic)
         qos = first >> 1 & 3
         if qos == 0:
-            self._forward_qos_0(first, header, packet, route)
+            self._forward_qos_0(first, header, packet, plan)
             return
         if qos == 3:
             raise codec.MalformedPacketError("PUBLISH with QoS 3")
@@ -104,10 +109,10 @@ class Forwarder(PublishReceiver, AckReceiver):
                 self._repeated(known)
                 return
             self._disown(known)  # the source gave up that message (it expired) and uses its identifier anew
-        message = Message(mid, first, header, packet, route, v5=source.v5)
+        message = Message(mid, first, header, packet, plan, v5=source.v5)
         self._owed[mid] = message
-        if route is None:
-            self._drop(message, DropReason.NO_ROUTE, topic.decode(errors="replace"))
+        if plan.route is None:
+            self._drop_unrouted(message)
             return
         self._forward(message)
 
@@ -150,7 +155,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         mid = codec.publish_mid(header, len(topic), head)
         if mid in self._owed:
             self._disown(self._owed[mid])
-        message = self._owed[mid] = Message(mid, first, header, b"", None, v5=False)
+        message = self._owed[mid] = Message(mid, first, header, b"", _NO_PLAN, v5=False)
         self._drop(message, DropReason.TOO_LARGE, detail)
 
     @override
@@ -158,7 +163,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         message = self._owed.get(mid)
         if message is None:
             # From before a restart of ours: the target knows more than we do.
-            message = Message(mid, codec.PUBLISH | 0x04, 0, b"", None, v5=False)
+            message = Message(mid, codec.PUBLISH | 0x04, 0, b"", _NO_PLAN, v5=False)
             message.qos = 2
             message.stage = Stage.RECEIVED
             self._owed[mid] = message
@@ -174,13 +179,13 @@ class Forwarder(PublishReceiver, AckReceiver):
 
     # --- to the target ------------------------------------------------------------------------------------------------
 
-    def _forward_qos_0(self, first: int, header: int, packet: bytes, route: Route | None) -> None:
-        target, source = self._target, self._source
-        if route is None:
-            self._count_drop(DropReason.NO_ROUTE, "QoS 0")
-            return
-        message = Message(0, first, header, packet, route, v5=source is not None and source.v5)
+    def _forward_qos_0(self, first: int, header: int, packet: bytes, plan: Plan) -> None:
+        target, source, route = self._target, self._source, plan.route
+        message = Message(0, first, header, packet, plan, v5=source is not None and source.v5)
         message.owed = False
+        if route is None:
+            self._drop_unrouted(message)
+            return
         if route.qos_0 is not Qos0Policy.DROP and (target is None or self._has_backlog):
             self._keep_qos_0(message, route.qos_0)
         elif target is None:
@@ -217,12 +222,12 @@ class Forwarder(PublishReceiver, AckReceiver):
             or self._must_wait(message)
         ):
             return False
-        route = message.route
+        route = message.plan.route
         if not message.packet:
             self._flying[mid] = message
             self._release(message)
         elif route is None:
-            self._drop(message, DropReason.NO_ROUTE, message.topic)
+            self._drop_unrouted(message)
         elif message.expired:
             self._drop(message, DropReason.EXPIRED, message.topic)
         else:
@@ -234,7 +239,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         # PUBLISH with DUP whose identifier they do not know, and every receiver knows a QoS 2 repeat by its identifier.
         first = message.first & ~codec.DUP | (codec.DUP if message.again and qos == 1 else 0)
         try:
-            out = encode(target, message, first, qos)
+            out = encode(target, message, self._router, first, qos)
         except codec.MalformedPacketError as error:
             self._drop(message, DropReason.REJECTED, str(error))
             return
@@ -395,6 +400,12 @@ class Forwarder(PublishReceiver, AckReceiver):
     def _drop(self, message: Message, reason: DropReason, detail: str) -> None:
         self._count_drop(reason, detail)
         self._finish(message)
+
+    def _drop_unrouted(self, message: Message) -> None:
+        if message.plan.excluded:
+            self._finish(message)  # as its route wants: no loss to tell of
+        else:
+            self._drop(message, DropReason.NO_ROUTE, message.topic)
 
     def _count_drop(self, reason: DropReason, detail: str) -> None:
         self._dropped[reason] = self._dropped.get(reason, 0) + 1

@@ -1,7 +1,7 @@
 """One broker connection's life: connect, session up, loss, back-off, again. The same for both sides."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 import logging
 from typing import Final
@@ -11,6 +11,7 @@ from .config import BackoffConfig, BrokerConfig, TransportKind
 from .errors import REFUSED_ERRORS, BridgeError, ErrorCode
 from .paho_client import MQTT_3_1_1, MQTT_5
 from .reasons import reason_text
+from .routes import Subscription
 from .session import AckReceiver, MqttSession, PublishReceiver
 from .status import LinkError, LinkState, LinkStatus, Side, TransportStatus
 from .transport import make_transport
@@ -38,7 +39,7 @@ class Link:
         *,
         publishes: PublishReceiver,
         acks: AckReceiver,
-        subscriptions: Callable[[], dict[str, int]],
+        subscriptions: Callable[[], Sequence[Subscription]],
         changed: Callable[[], None],
     ) -> None:
         """Prepare a link; `start` sets it going."""
@@ -54,7 +55,11 @@ class Link:
         self._speaks_5 = False
         self._unanswered = 0
         self._session: MqttSession | None = None
+        self._subscribed: dict[str, Subscription] = {}
+        self._subscribed_in: MqttSession | None = None
+        self._subscribing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
         self._wake = asyncio.Event()
         self._state = LinkState.STOPPED
         self._trouble: LinkState | None = None
@@ -104,7 +109,9 @@ class Link:
         """Log out, close and release everything; from any state, within a few seconds, as often as one likes."""
         task = self._task
         if task is not None:
-            if not task.cancelling():
+            if not self._stopping:  # a second call must not cut the farewell short
+                # Not `task.cancelling()`: a timeout that ends just now cancels the task too, and takes that back.
+                self._stopping = True
                 task.cancel()
             try:
                 await asyncio.wait((task,))
@@ -112,6 +119,7 @@ class Link:
                 task.cancel()  # no time is left for a farewell
                 raise
             self._task = None
+            self._stopping = False
         self._next_attempt = None
         self._trouble = None
         self._set_state(LinkState.STOPPED)
@@ -193,17 +201,45 @@ class Link:
             except TimeoutError:
                 _LOGGER.debug("The farewell to %s took too long", session.config.host)
 
+    async def resubscribe(self) -> None:
+        """Follow changed routes: subscribe what is new, unsubscribe what is gone. If not connected, on connecting."""
+        session = self._session
+        if session is None or self._state is not LinkState.CONNECTED:
+            return
+        try:
+            await self._subscribe(session)
+        except BridgeError as error:
+            session.fail(error)
+        self._tell()
+
     async def _subscribe(self, session: MqttSession) -> None:
-        refused = await session.subscribe(list(self._subscriptions().items()))
-        for topic_filter, reason in refused.items():
-            _LOGGER.log(
-                logging.DEBUG if topic_filter in self._failed_filters else logging.WARNING,
-                "The %s broker refused the subscription to %s: %s",
-                self.side,
-                topic_filter,
-                reason_text(reason),
+        async with self._subscribing:
+            if not session.session_present and self._subscribed_in is not session:
+                self._subscribed.clear()
+            fresh = self._subscribed_in is not session
+            self._subscribed_in = session
+            wanted = {item.topic_filter: item for item in self._subscriptions()}
+            # A session that was resumed has its subscriptions, but asking again costs little and mends what is amiss.
+            asked = [item for name, item in wanted.items() if fresh or self._subscribed.get(name) != item]
+            gone = [name for name in self._subscribed if name not in wanted]
+            refused = await session.subscribe(asked)
+            for topic_filter, reason in refused.items():
+                _LOGGER.log(
+                    logging.DEBUG if topic_filter in self._failed_filters else logging.WARNING,
+                    "The %s broker refused the subscription to %s: %s",
+                    self.side,
+                    topic_filter,
+                    reason_text(reason),
+                )
+            still = (
+                [] if fresh else [name for name in self._failed_filters if name in wanted and wanted[name] not in asked]
             )
-        self._failed_filters = tuple(refused)
+            self._failed_filters = (*still, *refused)
+            self._subscribed |= {item.topic_filter: item for item in asked if item.topic_filter not in refused}
+            if gone:
+                await session.unsubscribe(gone)
+                for name in gone:
+                    del self._subscribed[name]
 
     def _choose_protocol(self) -> int:
         """Version for the next attempt: MQTT 5, or 3.1.1 for a broker that does not speak 5.

@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 from . import codec
-from .routes import Route
+from .routes import Plan, RetainMode, Router
 from .session import MqttSession
 
 _QOS_BITS: Final = 0x06
@@ -40,9 +40,9 @@ class Message:
         "mid",
         "owed",
         "packet",
+        "plan",
         "qos",
         "released",
-        "route",
         "row",
         "spooling",
         "stage",
@@ -50,7 +50,7 @@ class Message:
         "v5",
     )
 
-    def __init__(self, mid: int, first: int, header: int, packet: bytes, route: Route | None, *, v5: bool) -> None:
+    def __init__(self, mid: int, first: int, header: int, packet: bytes, plan: Plan, *, v5: bool) -> None:
         """Take a PUBLISH as it came from the source."""
         self.mid = mid
         """Packet identifier, at both brokers; 0 for QoS 0."""
@@ -58,7 +58,7 @@ class Message:
         self.header = header
         self.packet = packet
         """As it came from the source; empty when only its PUBREL is known (the bridge was restarted)."""
-        self.route = route
+        self.plan = plan
         self.v5 = v5
         self.qos = 0
         """QoS towards the target, once sent."""
@@ -92,12 +92,15 @@ class Message:
 
     def wait(self) -> None:
         """Note when it will expire, as it cannot be sent at once. Raises MalformedPacketError."""
+        if self.plan.route is not None and self.plan.route.max_age is not None:
+            self.expires_at = time.time() + self.plan.route.max_age
         if not self.v5:
             return
         _, _, properties, _ = codec.split_publish(self.first, self.header, self.packet, v5=True)
         offset = codec.expiry_offset(properties)
         if offset is not None:
-            self.expires_at = time.time() + int.from_bytes(properties[offset : offset + 4])
+            interval = int.from_bytes(properties[offset : offset + 4])
+            self.expires_at = min(self.expires_at or math.inf, time.time() + interval)
 
     @property
     def expired(self) -> bool:
@@ -116,16 +119,18 @@ class Message:
         return codec.encode_publish(first, topic, mid, b"", payload)
 
 
-def encode(target: MqttSession, message: Message, first: int, qos: int) -> bytes:
+def encode(target: MqttSession, message: Message, router: Router, first: int, qos: int) -> bytes:
     """PUBLISH as the target takes it; nearly always the very bytes that came.
 
     `first` is the first byte with the wanted DUP. Raises MalformedPacketError.
     """
-    packet, header, v5 = message.packet, message.header, message.v5
+    packet, header, v5, plan = message.packet, message.header, message.v5, message.plan
     wanted = first & ~_QOS_BITS | qos << 1
+    if plan.route is not None and plan.route.retain is not RetainMode.AS_PUBLISHED:
+        wanted = wanted & ~codec.RETAIN | (plan.route.retain is RetainMode.ALWAYS)
     if not target.limits.retain:
         wanted &= ~codec.RETAIN
-    if v5 == target.v5 and (wanted ^ first) & _QOS_BITS == 0 and message.row is None:
+    if plan.topic is None and v5 == target.v5 and (wanted ^ first) & _QOS_BITS == 0 and message.row is None:
         plain = True
         if v5:
             position = header + 2 + (packet[header] << 8 | packet[header + 1]) + (2 if qos else 0)
@@ -135,11 +140,11 @@ def encode(target: MqttSession, message: Message, first: int, qos: int) -> bytes
     topic, _, properties, payload = codec.split_publish(message.first, header, packet, v5=v5)
     forwarded = None
     if target.v5:
-        forwarded = codec.forwardable_properties(properties)
+        forwarded = codec.forwardable_properties(properties, router.response_topic)
         if message.expires_at is not None:
             # The time it waited here is taken off (MQTT 5, 3.3.2.3.3).
             offset = codec.expiry_offset(forwarded)
             if offset is not None:
                 rest = max(1, math.ceil(message.expires_at - time.time()))
                 forwarded = forwarded[:offset] + rest.to_bytes(4) + forwarded[offset + 4 :]
-    return codec.encode_publish(wanted, topic, message.mid, forwarded, payload)
+    return codec.encode_publish(wanted, plan.topic or topic, message.mid, forwarded, payload)

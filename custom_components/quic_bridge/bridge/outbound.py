@@ -10,7 +10,7 @@ from .config import OutboxConfig
 from .forwarder import Forwarder
 from .message import Message, Stage
 from .outbox import OutboxRow
-from .routes import Qos0Policy, Router
+from .routes import Plan, Qos0Policy, Router
 from .session import MqttSession
 from .spool import Spool, SpoolOwner
 from .status import DirectionStatus, DropReason, OutboxStatus
@@ -204,8 +204,8 @@ class OutboundForwarder(Forwarder, SpoolOwner):
             packet = row.packet
             header = codec.header_length(packet) if packet else 0
             first = packet[0] if packet else codec.PUBLISH | 0x04
-            route = self._router.find(codec.publish_topic(header, packet)) if packet else None
-            message = Message(row.mid, first, header, packet, route, v5=True)
+            plan = self._router.find(codec.publish_topic(header, packet)) if packet else Plan(None)
+            message = Message(row.mid, first, header, packet, plan, v5=True)
             message.owed = False
             message.row = row.seq
             message.expected = True

@@ -168,7 +168,6 @@ class OutboxStore:
                 tally.next_seq += 1
                 if message.needs_receipt:
                     receipts.add(message.source_mid)
-                mid = self._mid(message, taken)
                 released = message.released
                 unwanted = None if released else self._unwanted(message, now)
                 if unwanted is not None:
@@ -177,6 +176,9 @@ class OutboxStore:
                     released = message.qos == 2 and message.sent_mid is not None
                     if not released:
                         continue
+                if len(taken) != len(tally.given):
+                    taken = set(tally.given.values())
+                mid = self._mid(message, taken)
                 if message.sent_mid is not None:
                     tally.given[seq] = mid
                     tally.sent_upto = seq

@@ -1,10 +1,11 @@
-"""Which topics go where. Knows nothing of connections."""
+"""Which topics go where, under which name, and how. Knows nothing of connections."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-MAX_TOPIC_BYTES: Final = 65_535
+from .topics import Rewrite, covers, matches, overlap, valid_topic, validate_filter
 
 
 class Direction(StrEnum):
@@ -25,98 +26,159 @@ class Qos0Policy(StrEnum):
     """Keep all, within bounds."""
 
 
+class RetainMode(StrEnum):
+    """What becomes of the retain flag."""
+
+    AS_PUBLISHED = "as_published"
+    NEVER = "never"
+    ALWAYS = "always"
+
+
+class RetainedAtConnect(StrEnum):
+    """When the source's retained messages are sent (MQTT 5, 3.8.3.1, Retain Handling)."""
+
+    ONCE = "once"
+    """When the subscription is new, so not again at each reconnect."""
+    ALWAYS = "always"
+    NEVER = "never"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One rule: messages that match `topic_filter` cross in `direction`, under the same topic."""
+    """One rule: messages whose topic matches `topic_filter` cross, under `target`.
+
+    With direction TO_LOCAL the filter is for topics of the remote broker, else for those of the local broker. BOTH is
+    the route there and the way back: what is `target` there is the source here.
+    """
 
     id: str
     """Stable name of the route (the config subentry's id)."""
     direction: Direction
     topic_filter: str
+    target: str = ""
+    """New name; {1}, {2}, ... stand for the filter's wildcards in their order. Empty: the same name."""
+    exclude: tuple[str, ...] = ()
+    """Filters of topics that do not cross, in the names that `topic_filter` is about."""
     max_qos: int = 2
+    retain: RetainMode = RetainMode.AS_PUBLISHED
+    retained: RetainedAtConnect = RetainedAtConnect.ONCE
     qos_0: Qos0Policy = Qos0Policy.DROP
+    max_age: float | None = None
+    """Seconds after which a message that has to wait here is not worth sending any more."""
 
-    def goes(self, direction: Direction) -> bool:
-        """Whether the route carries messages this way (`direction` is one of the two ways, not BOTH)."""
-        return self.direction in {direction, Direction.BOTH}
+    def way(self, direction: Direction) -> Rewrite | None:
+        """How the route carries messages in one of the two directions; None: not at all."""
+        if self.direction not in {direction, Direction.BOTH}:
+            return None
+        there = Rewrite(self.topic_filter, self.target or _same_name(self.topic_filter))
+        return there.reversed() if self.direction is Direction.BOTH and direction is Direction.TO_LOCAL else there
 
-
-def validate_filter(topic_filter: str) -> str | None:
-    """Say what is wrong with a topic filter (MQTT 5, 4.7), as a translation key; None: nothing."""
-    if not topic_filter:
-        return "filter_empty"
-    if "\0" in topic_filter or len(topic_filter.encode(errors="replace")) > MAX_TOPIC_BYTES:
-        return "filter_invalid"
-    levels = topic_filter.split("/")
-    if any("#" in level and level != "#" for level in levels) or "#" in levels[:-1]:
-        return "filter_hash"
-    if any("+" in level and level != "+" for level in levels):
-        return "filter_plus"
-    if levels[0] == "$share":
-        return "filter_shared"
-    return None
-
-
-def valid_topic(topic: bytes) -> bool:
-    """Whether a topic may stand in a PUBLISH: UTF-8, no wildcard, no NUL, not empty."""
-    if not topic or b"+" in topic or b"#" in topic or b"\0" in topic:
-        return False
-    try:
-        topic.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    def problem(self) -> str | None:
+        """Say what is wrong with the route, as a translation key; None: nothing."""
+        if problem := validate_filter(self.topic_filter):
+            return problem
+        if self.topic_filter.split("/")[0] == "$SYS":
+            return "filter_sys"
+        if any(validate_filter(topic_filter) for topic_filter in self.exclude):
+            return "exclude_invalid"
+        there = Rewrite(self.topic_filter, self.target or _same_name(self.topic_filter))
+        if problem := there.problem():
+            return problem
+        if self.direction is Direction.BOTH and there.reversed() is None:
+            return "target_one_way"
+        return None
 
 
-def matches(topic_filter: str, topic: str) -> bool:
-    """Whether a topic falls under a filter (MQTT 5, 4.7: `#` also matches the parent, wildcards never a leading $)."""
-    if topic[:1] == "$" and topic_filter[:1] in {"+", "#"}:
-        return False
-    filter_levels = topic_filter.split("/")
-    topic_levels = topic.split("/")
-    for position, level in enumerate(filter_levels):
-        if level == "#":
-            return True
-        if position >= len(topic_levels) or level not in {"+", topic_levels[position]}:
-            return False
-    return len(filter_levels) == len(topic_levels)
+def _same_name(topic_filter: str) -> str:
+    number = 0
+    levels: list[str] = []
+    for level in topic_filter.split("/"):
+        if level in {"+", "#"}:
+            number += 1
+            level = f"{{{number}}}"  # noqa: PLW2901
+        levels.append(level)
+    return "/".join(levels)
 
 
-def covers(wider: str, narrower: str) -> bool:
-    """Whether every topic under the filter `narrower` also falls under `wider`."""
-    if narrower[:1] == "$" and wider[:1] in {"+", "#"}:
-        return False
-    wide, narrow = wider.split("/"), narrower.split("/")
-    for position, level in enumerate(wide):
-        if level == "#":
-            return True
-        if position >= len(narrow) or narrow[position] == "#":
-            return False
-        if level != "+" and level != narrow[position]:
-            return False
-    return len(wide) == len(narrow)
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What to ask the source of a direction for."""
+
+    topic_filter: str
+    qos: int
+    retained: RetainedAtConnect = RetainedAtConnect.ONCE
 
 
-def subscriptions(routes: tuple[Route, ...], direction: Direction) -> dict[str, int]:
-    """Filters to subscribe at the source of `direction`, each with its highest QoS.
+def subscriptions(routes: Iterable[Route], direction: Direction) -> list[Subscription]:
+    """Filters to subscribe at the source of `direction`, each with the most that its routes want.
 
     A filter covered by another is left out, as a broker may deliver a message once for each filter it matches
     (MQTT 5, 3.3.4), and one message in must be one message out.
     """
-    wanted: dict[str, int] = {}
+    wanted: dict[str, list[Route]] = {}
     for route in routes:
-        if route.goes(direction):
-            wanted[route.topic_filter] = max(route.max_qos, wanted.get(route.topic_filter, 0))
-    kept = {
-        topic_filter
-        for topic_filter in wanted
-        if not any(other != topic_filter and covers(other, topic_filter) for other in wanted)
-    }
-    return {
-        topic_filter: max(qos for other, qos in wanted.items() if covers(topic_filter, other))
-        for topic_filter in wanted
-        if topic_filter in kept
-    }
+        if way := route.way(direction):
+            wanted.setdefault(way.topic_filter, []).append(route)
+    found: list[Subscription] = []
+    for topic_filter in wanted:
+        if any(other != topic_filter and covers(other, topic_filter) for other in wanted):
+            continue
+        served = [route for other, group in wanted.items() if covers(topic_filter, other) for route in group]
+        modes = {route.retained for route in served}
+        retained = next(
+            mode
+            for mode in (RetainedAtConnect.ALWAYS, RetainedAtConnect.ONCE, RetainedAtConnect.NEVER)
+            if mode in modes
+        )
+        found.append(Subscription(topic_filter, max(route.max_qos for route in served), retained))
+    return found
+
+
+def hidden_by(routes: Iterable[Route], route: Route) -> Route | None:
+    """Return the route before `route` that takes all its messages, so that it never has any; None: it has some."""
+    for other in routes:
+        if other.id == route.id:
+            return None
+        ways = [
+            (earlier, way)
+            for direction in (Direction.TO_REMOTE, Direction.TO_LOCAL)
+            if (way := route.way(direction))
+            for earlier in [other.way(direction)]
+        ]
+        if all(
+            earlier and not other.exclude and covers(earlier.topic_filter, way.topic_filter) for earlier, way in ways
+        ):
+            return other
+    return None
+
+
+def loop_of(routes: Iterable[Route], route: Route) -> Route | None:
+    """Return a route that may carry messages of `route` back to where they came from under a new name.
+
+    No Local keeps a bridge from hearing its own messages, but only on one connection of one bridge; what comes back
+    under another name goes round for ever where a second bridge is in play.
+    """
+    there, back = Direction.TO_REMOTE, Direction.TO_LOCAL
+    for direction, opposite in ((there, back), (back, there)):
+        way = route.way(direction)
+        if way is None:
+            continue
+        for other in routes:
+            way_back = other.way(opposite)
+            if other.id != route.id and way_back and overlap(way.result_filter, way_back.topic_filter):
+                return other
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do with the messages of one topic."""
+
+    route: Route | None
+    """None: nothing; the topic has no route, is excluded, or is not valid."""
+    topic: bytes | None = None
+    """The new name; None: the same."""
+    excluded: bool = False
 
 
 class Router:
@@ -124,22 +186,45 @@ class Router:
 
     MAX_CACHED: Final = 10_000
 
-    def __init__(self, routes: tuple[Route, ...], direction: Direction) -> None:
+    def __init__(self, routes: Iterable[Route], direction: Direction) -> None:
         """Take the routes of `direction`, in their order."""
-        self._routes = tuple(route for route in routes if route.goes(direction))
-        self._cache: dict[bytes, Route | None] = {}
+        routes = tuple(routes)
+        opposite = Direction.TO_LOCAL if direction is Direction.TO_REMOTE else Direction.TO_REMOTE
+        self._ways = [(route, way) for route in routes if (way := route.way(direction))]
+        self._ways_back = [back for route in routes if (way := route.way(opposite)) and (back := way.reversed())]
+        self._reversed = direction is Direction.TO_LOCAL
+        self._cache: dict[bytes, Plan] = {}
 
-    def find(self, topic: bytes) -> Route | None:
-        """Return the route for a topic; None where no route matches or the topic is invalid."""
-        try:
-            return self._cache[topic]
-        except KeyError:
-            pass
-        route = None
+    def find(self, topic: bytes) -> Plan:
+        """Return what to do with a topic."""
+        plan = self._cache.get(topic)
+        if plan is None:
+            if len(self._cache) >= self.MAX_CACHED:
+                self._cache.clear()
+            plan = self._cache[topic] = self._plan(topic)
+        return plan
+
+    def _plan(self, topic: bytes) -> Plan:
+        if not valid_topic(topic) or topic.startswith(b"$SYS/"):
+            return Plan(None)
+        name = topic.decode()
+        excluded = False
+        for route, way in self._ways:
+            new = way.apply(name)
+            if new is None:
+                continue
+            subject = new if self._reversed and route.direction is Direction.BOTH else name
+            if any(matches(topic_filter, subject) for topic_filter in route.exclude):
+                excluded = True
+                continue
+            return Plan(route, None if new == name else new.encode())
+        return Plan(None, excluded=excluded)
+
+    def response_topic(self, topic: bytes) -> bytes:
+        """Name under which an answer to `topic` comes back here (MQTT 5, 4.10); the same where no route brings it."""
         if valid_topic(topic):
-            text = topic.decode()
-            route = next((route for route in self._routes if matches(route.topic_filter, text)), None)
-        if len(self._cache) >= self.MAX_CACHED:
-            self._cache.clear()
-        self._cache[topic] = route
-        return route
+            name = topic.decode()
+            for back in self._ways_back:
+                if (new := back.apply(name)) is not None:
+                    return new.encode()
+        return topic

@@ -24,12 +24,19 @@ from .config import BrokerConfig
 from .errors import BridgeError, ErrorCode
 from .paho_client import MQTT_5, PAHO_ERRORS, ByteSocket, PahoClient, make_properties, number, reason_string
 from .reasons import connack_error, disconnect_error, stream_error
+from .routes import RetainedAtConnect, Subscription
+from .topics import has_wildcards
 from .transport.base import Transport, TransportReceiver
 
 _LOGGER = logging.getLogger(__name__)
 
 _SUBACK_TIMEOUT: Final = 10.0
 _FILTERS_PER_SUBSCRIBE: Final = 100
+_RETAIN_HANDLING: Final = {
+    RetainedAtConnect.ALWAYS: SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE,
+    RetainedAtConnect.ONCE: SubscribeOptions.RETAIN_SEND_IF_NEW_SUB,
+    RetainedAtConnect.NEVER: SubscribeOptions.RETAIN_DO_NOT_SEND,
+}
 _UNSPECIFIED: Final = 0x80
 _NO_WILDCARDS: Final = 0xA2
 _STALLED_PINGS: Final = 3
@@ -256,40 +263,26 @@ class MqttSession(TransportReceiver):
 
     # --- subscriptions --------------------------------------------------------------------------------------------
 
-    async def subscribe(self, filters: Sequence[tuple[str, int]]) -> dict[str, int]:
-        """Subscribe (filter, QoS) pairs; returns the reason code of those that the broker refused.
+    async def subscribe(self, wanted: Sequence[Subscription]) -> dict[str, int]:
+        """Subscribe; returns the reason code of each filter that the broker refused.
 
-        With MQTT 5, No Local keeps our own publishes from coming back, Retain As Published keeps the retain flag,
-        and retained messages are sent for subscriptions that are new to the session only.
+        With MQTT 5, No Local keeps our own publishes from coming back, and Retain As Published keeps the retain flag.
         Raises BridgeError when the broker does not answer.
         """
         refused: dict[str, int] = {}
         if not self.limits.wildcards:
             # Asking all the same may end the connection (MQTT 5, 3.2.2.3.11).
-            refused = {name: _NO_WILDCARDS for name, _ in filters if "+" in name or "#" in name}
-            filters = [pair for pair in filters if pair[0] not in refused]
-        for start in range(0, len(filters), _FILTERS_PER_SUBSCRIBE):
-            chunk = filters[start : start + _FILTERS_PER_SUBSCRIBE]
+            refused = {item.topic_filter: _NO_WILDCARDS for item in wanted if has_wildcards(item.topic_filter)}
+            wanted = [item for item in wanted if item.topic_filter not in refused]
+        for start in range(0, len(wanted), _FILTERS_PER_SUBSCRIBE):
+            chunk = wanted[start : start + _FILTERS_PER_SUBSCRIBE]
             if self.v5:
-                _, mid = self._paho.subscribe(
-                    [
-                        (
-                            name,
-                            SubscribeOptions(
-                                qos=qos,
-                                noLocal=True,
-                                retainAsPublished=True,
-                                retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB,
-                            ),
-                        )
-                        for name, qos in chunk
-                    ]
-                )
+                _, mid = self._paho.subscribe([(item.topic_filter, _options(item)) for item in chunk])
             else:
-                _, mid = self._paho.subscribe(list(chunk))
+                _, mid = self._paho.subscribe([(item.topic_filter, item.qos) for item in chunk])
             codes = await self._suback(mid, "SUBSCRIBE")
             codes += [_UNSPECIFIED] * (len(chunk) - len(codes))
-            refused |= {name: code for (name, _), code in zip(chunk, codes, strict=False) if code >= 0x80}
+            refused |= {item.topic_filter: code for item, code in zip(chunk, codes, strict=False) if code >= 0x80}
         return refused
 
     async def unsubscribe(self, filters: Sequence[str]) -> None:
@@ -457,3 +450,12 @@ class MqttSession(TransportReceiver):
                 return
         rest = self._keepalive - min(self.config.ping_timeout, self._keepalive)
         self._timer = self._loop.call_later(rest, self._ping)
+
+
+def _options(subscription: Subscription) -> SubscribeOptions:
+    return SubscribeOptions(
+        qos=subscription.qos,
+        noLocal=True,
+        retainAsPublished=True,
+        retainHandling=_RETAIN_HANDLING[subscription.retained],
+    )

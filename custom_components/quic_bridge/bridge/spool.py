@@ -295,7 +295,7 @@ class Spool:
         sent = message.stage in {Stage.SENT, Stage.RECEIVED, Stage.RELEASED} or (
             message.expected and message.mid and self._outbox.may_have_been_sent(message.mid)
         )
-        qos = message.source_qos
+        qos, route = message.source_qos, message.plan.route
         return OutboxMessage(
             packet=message.stored(),
             topic=message.topic,
@@ -303,7 +303,7 @@ class Spool:
             source_mid=message.mid if message.owed else 0,
             sent_mid=message.mid if sent and qos else None,
             expires_at=message.expires_at,
-            replaces_topic=qos == 0 and message.route is not None and message.route.qos_0 is Qos0Policy.LATEST,
+            replaces_topic=qos == 0 and route is not None and route.qos_0 is Qos0Policy.LATEST,
             needs_receipt=qos == 2 and message.owed and not message.released,
             released=message.stage is Stage.RELEASED and message.qos == 2,
         )

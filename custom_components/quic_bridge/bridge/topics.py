@@ -35,6 +35,11 @@ def valid_topic(topic: bytes) -> bool:
     return True
 
 
+def has_wildcards(topic_filter: str) -> bool:
+    """Whether a filter stands for more than one topic."""
+    return "+" in topic_filter or "#" in topic_filter
+
+
 def captures(topic_filter: str, topic: str) -> tuple[str, ...] | None:
     """Return what the wildcards of a filter stand for in a topic, in their order; None: the topic does not match.
 
@@ -78,18 +83,16 @@ def covers(wider: str, narrower: str) -> bool:
 
 def overlap(one: str, other: str) -> bool:
     """Whether some topic falls under both filters."""
-    for left, right in ((one, other), (other, one)):
-        if left[:1] == "$" and right[:1] in {"+", "#"}:
+    for name, pattern in ((one, other), (other, one)):
+        if name[:1] == "$" and pattern[:1] in {"+", "#"}:
             return False
     lefts, rights = one.split("/"), other.split("/")
-    for position in range(max(len(lefts), len(rights)) + 1):
+    for position in range(max(len(lefts), len(rights))):
         left = lefts[position] if position < len(lefts) else None
         right = rights[position] if position < len(rights) else None
-        if left == "#" or right == "#":
+        if "#" in {left, right}:
             return True
-        if left is None or right is None:
-            return left is right
-        if left != right and "+" not in {left, right}:
+        if left is None or right is None or (left != right and "+" not in {left, right}):
             return False
     return True
 
@@ -107,7 +110,7 @@ class Rewrite:
         if found is None:
             return None
         levels = [_CAPTURE.sub(lambda match: found[int(match[1]) - 1], level) for level in self.target.split("/")]
-        if levels[-1] == "" and len(levels) > 1 and self.target.rsplit("/", 1)[-1] != "" and not found[-1]:
+        if topic.count("/") < self.topic_filter.count("/") and self.target.endswith(f"/{{{len(found)}}}"):
             levels.pop()  # `a/#` matches `a` too: then `b/{1}` is `b`, as under a prefix
         name = "/".join(levels)
         return name if valid_topic(name.encode()) else None

@@ -97,10 +97,10 @@ def reach_error(error: OSError, address: Address) -> BridgeError:
     if error.errno == errno.ECONNREFUSED:
         return BridgeError(ErrorCode.REFUSED, f"Nothing listens on {address}: the host refused the connection")
     if error.errno == errno.ETIMEDOUT:
-        return no_answer(address)
+        return BridgeError(ErrorCode.NO_ANSWER, f"{address} did not answer")
     return BridgeError(ErrorCode.UNREACHABLE, f"{address} cannot be reached: {error.strerror or error}")
 
 
-def no_answer(address: Address, detail: str = "") -> BridgeError:
-    """Make the error of a deadline that passed while dialling."""
-    return BridgeError(ErrorCode.NO_ANSWER, f"{address} did not answer in time{detail}")
+def no_answer(address: Address, seconds: float, what: str = "") -> BridgeError:
+    """Make the error of a deadline that passed while dialling; `what` did not come, or why it may not."""
+    return BridgeError(ErrorCode.NO_ANSWER, f"{address} did not answer within {seconds:.1f} s{what}")

@@ -131,8 +131,7 @@ class QuicTransport:
             async with asyncio.timeout_at(deadline):
                 error = await handshake
         except TimeoutError:
-            detail = " after it began the handshake" if driver.answered else " to QUIC"
-            raise no_answer(address, f"{detail} ({loop.time() - started:.1f} s)") from None
+            raise no_answer(address, loop.time() - started, _silence(driver)) from None
         finally:
             self._handshake = None
             if not handshake.done() or handshake.cancelled():
@@ -142,7 +141,7 @@ class QuicTransport:
         if error is not None:
             self._drop_driver()
             if error.code is ErrorCode.IDLE_TIMEOUT:
-                raise no_answer(address)
+                raise no_answer(address, loop.time() - started, _silence(driver))
             raise error
         self._handshake_ms = (loop.time() - started) * 1000
         _LOGGER.debug("QUIC to %s: handshake done in %.0f ms", address, self._handshake_ms)
@@ -342,6 +341,12 @@ def _load_tls(tls: TlsConfig, name: str) -> tuple[ClientIdentity | None, Certifi
     if identity is not None:
         identity.require_quic()
     return identity, CertificateVerifier(tls, name).verify if tls.verify else None
+
+
+def _silence(driver: QuicDriver) -> str:
+    if driver.answered:
+        return " after it had begun the handshake"
+    return " over QUIC; is there a QUIC listener, and does the network let UDP through?"
 
 
 def _closed_meanwhile() -> BridgeError:

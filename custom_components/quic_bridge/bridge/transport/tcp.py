@@ -137,8 +137,8 @@ class TcpTransport(asyncio.BufferedProtocol):
                 failure = await self._handshake
             established = failure is None and self._end is None
         except TimeoutError:
-            detail = " to the TLS handshake" if self._transport is not None else ""
-            raise no_answer(address, f"{detail} ({loop.time() - started:.1f} s)") from None
+            what = " to the TLS handshake; is it the plain MQTT port?" if self._transport is not None else ""
+            raise no_answer(address, loop.time() - started, what) from None
         except OSError as error:
             raise reach_error(error, address) from error
         finally:
