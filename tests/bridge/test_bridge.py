@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from custom_components.quic_bridge.bridge.bridge import Bridge
+from custom_components.quic_bridge.bridge.check import forget_session
 from custom_components.quic_bridge.bridge.config import (
     BackoffConfig,
     BridgeConfig,
@@ -260,3 +261,25 @@ async def test_two_bridges_do_not_disturb_each_other(
         await second.running()
         await home.publish("up/a", b"by the second", 1)
         await away.wait_for(1)
+
+
+async def test_a_broker_forgets_the_session_of_a_bridge_that_is_removed(running: Running, home: Client) -> None:
+    await running.running()
+    await running.bridge.stop()
+    await forget_session(running.local)
+    await forget_session(running.remote)
+    running.bridge = running.make()
+    await running.running()
+    status = running.bridge.status
+    assert (status.local.session_present, status.remote.session_present) == (False, False)
+    await home.publish("up/a", b"still crosses", 1)
+    await running.until(lambda status: status.outbound.forwarded == 1)
+
+
+async def test_a_session_is_found_again(running: Running) -> None:
+    await running.running()
+    await running.bridge.stop()
+    running.bridge = running.make()
+    await running.running()
+    status = running.bridge.status
+    assert (status.local.session_present, status.remote.session_present) == (True, True)

@@ -63,6 +63,7 @@ async def _thaw(scene: Scene) -> None:
 
 async def _kill_broker(scene: Scene) -> None:
     # The sessions of a broker that keeps nothing on disk would go with it, so only its connection is cut.
+    scene.front.connection.resume_writing()
     for side in list(scene.front.broker_sides):
         side.abort()
 
@@ -206,7 +207,13 @@ FAULTS = (
         within=5.0,
     ),
     Fault(
-        name="silent", apply=_freeze, code=ErrorCode.PING_TIMEOUT, says="did not answer a PING", mend=_thaw, quic=QUICK
+        name="silent",
+        apply=_freeze,
+        code=ErrorCode.PING_TIMEOUT,
+        says="did not answer a PING",
+        mend=_thaw,
+        quic=QUICK,
+        heard=False,
     ),
     Fault(
         name="silent-one-way",

@@ -1,4 +1,4 @@
-"""Tries a broker once, for the config flow, to see whether it can be reached and lets us in."""
+"""Single visits to a broker: to see whether it lets us in, and to have it forget us."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -66,7 +66,19 @@ async def check_broker(config: BrokerConfig) -> None:
     Uses a client identifier of its own and a session that the broker forgets, so that a bridge which runs already
     is not thrown out. Raises BridgeError with the precise cause.
     """
-    config = replace(config, client_id=f"{config.client_id[:50]}-check-{secrets.token_hex(3)}")
+    await _visit(replace(config, client_id=f"{config.client_id[:50]}-check-{secrets.token_hex(3)}"))
+
+
+async def forget_session(config: BrokerConfig) -> None:
+    """Let the broker forget the bridge's session, and the queue it keeps for us: the bridge will not come back.
+
+    Only for a bridge that does not run, as it would be thrown out. Raises BridgeError.
+    """
+    await _visit(config)
+
+
+async def _visit(config: BrokerConfig) -> None:
+    """Connect with a clean session, with MQTT 5 or else 3.1.1, and disconnect."""
     for protocol in (MQTT_5, MQTT_3_1_1):
         nobody = _Nobody()
         session = MqttSession(

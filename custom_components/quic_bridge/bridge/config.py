@@ -29,6 +29,8 @@ class TlsConfig:
     server_name: str | None = None
     """Name for SNI and for the certificate check; None: the host that is dialled."""
     verify: bool = True
+    check_name: bool = True
+    """Whether the certificate must be for the server's name, if it is verified."""
     certificate: str | None = field(default=None, repr=False)
     private_key: str | None = field(default=None, repr=False)
     private_key_password: str | None = field(default=None, repr=False)

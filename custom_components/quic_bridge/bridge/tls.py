@@ -97,6 +97,7 @@ class CertificateVerifier:
     def __init__(self, tls: TlsConfig, server_name: str) -> None:
         """Build the store; blocking. Raises BridgeError CLIENT_CERTIFICATE_INVALID if the CA text is unreadable."""
         self._server_name = server_name
+        self._check_name = tls.check_name
         self._own_authority = tls.ca is not None
         self._store = crypto.X509Store()
         # A pasted certificate is an anchor also when it is not self-signed: an intermediate, or the broker's own.
@@ -123,7 +124,8 @@ class CertificateVerifier:
             raise certificate_error(code, message, self._server_name, own_authority=self._own_authority) from error
         try:
             self._verify_purpose(certificate)
-            self._verify_name(certificate)
+            if self._check_name:
+                self._verify_name(certificate)
         except ValueError as error:
             # cryptography parses a certificate's extensions only when they are read.
             raise BridgeError(
@@ -180,8 +182,8 @@ def make_ssl_context(tls: TlsConfig) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.check_hostname = tls.verify and tls.check_name
     if not tls.verify:
-        context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     elif tls.ca is None:
         context.load_verify_locations(cafile=_default_authorities())
