@@ -465,3 +465,38 @@ async def test_changed_routes_change_only_the_subscriptions_that_differ(scene: S
     remote.publish("new/a", b"1", mid=1)
     assert (await local.receive_publish()).topic == "new/a"
     assert scene.bridge.status.local.reconnects == scene.bridge.status.remote.reconnects == 0
+
+
+async def test_a_source_that_begins_a_completed_exchange_again(scene: Scene) -> None:
+    local, remote = await scene.connect()
+    local.publish("t/a", b"once", qos=2, mid=1)
+    await remote.receive_publish()
+    remote.ack(PUBREC, 1)
+    await local.expect(PUBREC, 1)
+    local.ack(PUBREL, 1)
+    await remote.expect(PUBREL, 1)
+    remote.ack(PUBCOMP, 1)
+    await local.expect(PUBCOMP, 1)
+    await local.close()
+    local = await scene.local_broker.session(session_present=True)
+    local.publish("t/a", b"once", qos=2, mid=1, dup=True)  # mosquitto did not hear PUBCOMP
+    await local.expect(PUBREC, 1)
+    local.ack(PUBREL, 1)
+    await local.expect(PUBCOMP, 1)
+    local.publish("t/a", b"once", qos=2, mid=1)  # a new one that looks the same
+    assert (await remote.receive_publish()).payload == b"once"
+    assert scene.bridge.status.outbound.forwarded == 1 + 1  # and the barrier
+
+
+@pytest.mark.parametrize("reason", [0x93, 0x97])
+async def test_a_message_sent_back_over_a_quota_keeps_its_place(scene: Scene, reason: int) -> None:
+    local, remote = await scene.connect()
+    for mid in (1, 2, 3):
+        local.publish("t/a", b"%d" % mid, mid=mid)
+        await remote.receive_publish()
+    remote.ack(PUBACK, 1, reason)
+    await remote.barrier(local)
+    await remote.close()
+    remote = await scene.remote_broker.session(session_present=True)
+    assert [(await remote.receive_publish()).payload for _ in range(3)] == [b"1", b"2", b"3"]
+    assert scene.bridge.status.outbound.dropped == {}

@@ -261,11 +261,11 @@ async def _draining(scene: Scene, numbers: Numbers) -> None:
     await scene.running()
     await scene.front.stop()
     await scene.until(lambda status: status.remote.state is LinkState.WAITING, "remote away")
-    await numbers.step(numbers.home, "up", 100)
-    await wait_until(lambda: scene.box.messages >= 200, what="200 messages on disk")
+    await numbers.step(numbers.home, "up", 50)
+    await wait_until(lambda: scene.box.messages >= 100, what="100 messages on disk")
     await scene.front.start()
-    await numbers.away.wait_for(30)
-    assert len(numbers.away.messages) < 200
+    await numbers.away.wait_for(20)
+    assert len(numbers.away.messages) < 100
     numbers.start()
 
 
@@ -276,10 +276,17 @@ STATES = {
     "busy": _busy,
     "draining": _draining,
 }
+# One of each kind: draining is being busy, with a file in addition.
+DRAINING = {"fin", "take-over", "close-0", "garbage", "broker-connection-cut", "killed", "silent"}
+CASES = [
+    pytest.param(state, fault, id=f"{state}-{fault.name}")
+    for state in STATES
+    for fault in FAULTS
+    if state != "draining" or fault.name in DRAINING
+]
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(("state", "fault"), CASES)
 async def test_every_loss_from_every_state(scene: Scene, state: str, fault: Fault) -> None:
     """Noticed in time, named rightly, shown with the next attempt; back by itself, without a message lost."""
     scene.tune(fault.quic)

@@ -62,7 +62,7 @@ def main() -> int:
         f"\n{'GOOD' if verdict.good else 'BAD'}: seed {arguments.seed}, {verdict.rounds} rounds, "
         f"{verdict.faults} faults; {verdict.published} messages published, {verdict.arrived} arrived, "
         f"{verdict.unasked} of QoS 0 dropped while a broker was away, {verdict.repeats} repeated with QoS 1, "
-        f"{verdict.forgiven} of QoS 2 sent twice by a broker itself"
+        f"{verdict.forgiven} that a broker itself sent twice or too late"
     )
     for problem in verdict.problems:
         _say(f"  {problem}")

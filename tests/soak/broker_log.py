@@ -1,51 +1,84 @@
-"""What the brokers' own logs say against the brokers.
+"""What the brokers' own logs say against the brokers, so that the bridge is not blamed for it.
 
-mosquitto forgets that it sent a PUBREL when it could not write it, and on the next connection it sends the QoS 2 PUBLISH
-again, which MQTT forbids (MQTT 5, 4.3.3) and nobody can tell from a new message. Seen with 2.0.11; later versions have
-the same lines (`db__message_reconnect_reset_outgoing`). The soak test avoids the occasions, but cannot exclude them.
+Two things were seen with mosquitto 2.0.11; later versions have much of the same code (src/database.c).
+
+- It forgets that it sent a PUBREL when it could not write it. On the next connection it then sends the QoS 2 PUBLISH
+  again, which MQTT forbids (MQTT 5, 4.3.3) and nobody can tell from a new message. The soak test avoids the occasions as
+  far as it can.
+- It sends a message with a lower packet identifier, which is the earlier one, after one with a higher.
 """
 
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 import re
 
 _LINE = re.compile(
     rb"\d+: (?:(?P<released>Sending PUBREL to )(?P<c1>\S+) \(m(?P<m1>\d+)\)"
     rb"|(?P<completed>Received PUBCOMP from )(?P<c2>\S+) \(Mid: (?P<m2>\d+)"
-    rb"|Sending PUBLISH to (?P<c3>\S+) \(d\d, q2, r\d, m(?P<m3>\d+), '(?P<topic>[^']*)')"
+    rb"|Sending PUBLISH to (?P<c3>\S+) \(d(?P<dup>\d), q(?P<qos>[12]), r\d, m(?P<m3>\d+), '(?P<topic>[^']*)')"
 )
+_WRAP = 32_768
+
+
+@dataclass(slots=True)
+class BrokerFaults:
+    """Messages by topic."""
+
+    repeated: Counter[str] = field(default_factory=Counter)
+    """QoS 2, sent again after their PUBREL."""
+    overtaken: Counter[str] = field(default_factory=Counter)
+    """Sent after a later one."""
+
+    def __add__(self, other: BrokerFaults) -> BrokerFaults:
+        return BrokerFaults(self.repeated + other.repeated, self.overtaken + other.overtaken)
+
+    def __bool__(self) -> bool:
+        return bool(self.repeated or self.overtaken)
 
 
 class BrokerLog:
-    """Reads a mosquitto's log as it grows, and counts QoS 2 messages that it sent again after their PUBREL."""
+    """Reads a mosquitto's log as it grows."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read_to = 0
         self._released: set[tuple[bytes, bytes]] = set()
+        self._highest: dict[tuple[bytes, bytes], int] = {}
 
-    def repeated(self) -> Counter[str]:
-        """How many messages of each topic were sent again in that way since the last call."""
+    def faults(self) -> BrokerFaults:
+        """What the broker did wrong since the last call."""
         with self._path.open("rb") as log:
             log.seek(self._read_to)
             data = log.read()
         data = data[: data.rfind(b"\n") + 1]
         self._read_to += len(data)
-        found: set[tuple[bytes, bytes, str]] = set()
+        repeated: set[tuple[bytes, bytes, str]] = set()
+        faults = BrokerFaults()
         for line in data.splitlines():
             match = _LINE.match(line)
             if match is None:
                 continue
             if match["released"]:
                 self._released.add((match["c1"], match["m1"]))
-            elif match["completed"]:
+                continue
+            if match["completed"]:
                 self._released.discard((match["c2"], match["m2"]))
-            elif (match["c3"], match["m3"]) in self._released:
-                found.add((match["c3"], match["m3"], match["topic"].decode()))
-        return Counter(topic for _, _, topic in found)
+                continue
+            topic = match["topic"].decode()
+            if match["qos"] == b"2" and (match["c3"], match["m3"]) in self._released:
+                repeated.add((match["c3"], match["m3"], topic))
+            elif match["dup"] == b"0":
+                mid, stream = int(match["m3"]), (match["c3"], match["topic"])
+                if 0 < self._highest.get(stream, 0) - mid < _WRAP:
+                    faults.overtaken[topic] += 1
+                else:
+                    self._highest[stream] = mid
+        faults.repeated.update(topic for _, _, topic in repeated)
+        return faults
 
     def forget(self) -> None:
         """Empty the log file."""
-        self.repeated()
+        self.faults()
         self._path.write_bytes(b"")
         self._read_to = 0

@@ -13,6 +13,9 @@ from ..support.packets import PacketType
 from ..support.quic_front import Way
 from .world import World
 
+_CATCH_UP = 0.5
+"""Seconds in which a broker that was frozen answers what waits."""
+
 type Fault = Callable[[World, Random], Awaitable[str]]
 """Does something bad for a while; returns what it did, in words."""
 
@@ -230,7 +233,9 @@ async def local_restarted(world: World, random: Random) -> str:
 async def local_frozen(world: World, random: Random) -> str:
     """Stop the local broker in its tracks."""
     async with world.whole_connections:
-        return await _broker_frozen(world, world.local, random)
+        done = await _broker_frozen(world, world.local, random)
+        await asyncio.sleep(_CATCH_UP)
+    return done
 
 
 async def bridge_killed(world: World, random: Random) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 COPIED = "delivered twice"
+UNORDERED = "out of order"
 _COPIES_COUNTED = 255
 
 
@@ -122,7 +123,7 @@ class Stream:
             found += self._runs("lost", missing)
         else:
             self.unasked += len(missing)
-        found += self._runs("out of order", self._unordered)
+        found += self._runs(UNORDERED, self._unordered)
         found += self._runs(COPIED, self._repeated)
         found += [Problem(self.topic, text, 0, 0, 0.0, 0.0) for text in self.damaged]
         self._unordered.clear()

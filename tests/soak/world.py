@@ -44,8 +44,8 @@ class World(contextlib.AsyncExitStack):
         self.probes: list[tuple[Mosquitto, Stream]] = []
         self.logs: list[BrokerLog] = []
         self.whole_connections = asyncio.Lock()
-        """Held by faults that must not meet: the bridge must not go while its CONNECT waits in a frozen local broker, which
-        would then write to a dead connection (see broker_log.py)."""
+        """Held by faults that must not meet: the bridge must not go while its CONNECT waits in a frozen local broker,
+        which would then write to a dead connection (see broker_log.py)."""
         self.complaints: list[str] = []
         """What is wrong with the bridge's process."""
         self.mending = asyncio.Event()

@@ -64,8 +64,8 @@ class Front:
         """Answer packets of connections we do not know with a stateless reset that no client can verify, as EMQX does
         after a kill -9 and a restart."""
         self.linger = False
-        """Leave the broker by half-closing, and take what it still writes. mosquitto forgets that it sent a PUBREL when it
-        cannot write it, and then repeats the QoS 2 PUBLISH; the brokers that speak QUIC themselves have no such gap."""
+        """Leave the broker by half-closing, and take what it still writes. mosquitto forgets that it sent a PUBREL when
+        it cannot write it, and repeats the QoS 2 PUBLISH; a broker that speaks QUIC itself has no such gap."""
         self.unknown_packets = 0
         """Packets of connections we do not know that came."""
         self.broker_sides: set[BrokerSide] = set()

@@ -27,10 +27,12 @@ _LOGGER = logging.getLogger(__name__)
 
 _MAX_QUEUED_BYTES: Final = 64 * 1024 * 1024
 _MAX_QUEUED_QOS_0: Final = 1000
-_QUOTA_EXCEEDED: Final = 0x97
+_OVER_QUOTA: Final = (0x93, 0x97)
+"""Receive Maximum exceeded, quota exceeded: that passes."""
 _QUOTA_PAUSE: Final = 1.0
 _QUOTA_TRIES: Final = 60
 _NO_PLAN: Final = Plan(None)
+_MAX_COMPLETED: Final = 1000
 _PACKET_IDENTIFIER_IN_USE: Final = 0x91
 
 
@@ -46,6 +48,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         self._target: MqttSession | None = None
         self._owed: dict[int, Message] = {}
         self._flying: dict[int, Message] = {}
+        self._completed: dict[int, int] = {}
         self._queue: deque[Message] = deque()
         self._queued_bytes = 0
         self._source_paused = False
@@ -84,6 +87,7 @@ class Forwarder(PublishReceiver, AckReceiver):
             # The source has forgotten what we owe it. What it gave us is delivered all the same.
             for message in list(self._owed.values()):
                 self._disown(message)
+            self._completed.clear()
         self._throttle()
 
     @override
@@ -111,6 +115,11 @@ class Forwarder(PublishReceiver, AckReceiver):
             self._disown(known)  # the source gave up that message (it expired) and uses its identifier anew
         message = Message(mid, first, header, packet, plan, v5=source.v5)
         self._owed[mid] = message
+        if self._completed.pop(mid, None) == hash(packet[1:]) and first & codec.DUP:
+            # mosquitto forgets our PUBREC when it could not write its PUBREL (database.c), and begins again.
+            message.stage = Stage.DONE
+            self._acknowledge(message)
+            return
         if plan.route is None:
             self._drop_unrouted(message)
             return
@@ -294,8 +303,10 @@ class Forwarder(PublishReceiver, AckReceiver):
                 again.append(message)
             else:
                 self._delivered(message)  # only its PUBREL was left, and the target has forgotten it
-        self._queue.extendleft(reversed(again))
         self._queued_bytes += sum(len(message.packet) for message in again)
+        while self._queue and self._queue[0].tries:
+            again.append(self._queue.popleft())  # sent before those, and sent back over a quota
+        self._queue.extendleft(sorted(again, key=lambda message: message.number, reverse=True))
 
     @override
     def target_lost(self) -> None:
@@ -365,7 +376,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         del self._flying[message.mid]
         if reason < 0x80:
             self._delivered(message)
-        elif reason == _QUOTA_EXCEEDED and message.tries < _QUOTA_TRIES:
+        elif reason in _OVER_QUOTA and message.tries < _QUOTA_TRIES:
             self._try_later(message)
         else:
             self._drop(message, DropReason.REJECTED, f"the broker said {reason_text(reason)}")
@@ -437,6 +448,10 @@ class Forwarder(PublishReceiver, AckReceiver):
         if self._source is not None:
             self._source.write(codec.encode_ack(codec.PUBCOMP, message.mid))
             del self._owed[message.mid]
+            if message.packet:
+                self._completed[message.mid] = hash(message.packet[1:])
+                if len(self._completed) > _MAX_COMPLETED:
+                    del self._completed[next(iter(self._completed))]
 
     # --- what the outbound direction adds -----------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """A message under way, and its bytes as the target takes them."""
 
 from enum import IntEnum, auto
+import itertools
 import math
 import time
 from typing import Final
@@ -10,6 +11,7 @@ from .routes import Plan, RetainMode, Router
 from .session import MqttSession
 
 _QOS_BITS: Final = 0x06
+_NUMBERS: Final = itertools.count()
 
 
 class Stage(IntEnum):
@@ -38,6 +40,7 @@ class Message:
         "first",
         "header",
         "mid",
+        "number",
         "owed",
         "packet",
         "plan",
@@ -52,6 +55,8 @@ class Message:
 
     def __init__(self, mid: int, first: int, header: int, packet: bytes, plan: Plan, *, v5: bool) -> None:
         """Take a PUBLISH as it came from the source."""
+        self.number = next(_NUMBERS)
+        """Rises with each message: their order."""
         self.mid = mid
         """Packet identifier, at both brokers; 0 for QoS 0."""
         self.first = first

@@ -209,6 +209,7 @@ class OutboundForwarder(Forwarder, SpoolOwner):
             message.owed = False
             message.row = row.seq
             message.expected = True
+            message.again = row.sent
             message.released = row.released
             message.expires_at = row.expires_at
             if row.released:

@@ -12,7 +12,7 @@ identifier means one message only, whenever the process dies.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 import logging
@@ -201,6 +201,9 @@ class Spool:
                     await self._outbox.expire()
             except OutboxError as error:
                 self._fault(error)
+            except Exception as error:  # without this task messages would wait for ever
+                _LOGGER.exception("Unexpected error in the Outbox")
+                self._fault(OutboxError(OutboxFault.IO_ERROR, f"internal error: {error!r}"))
 
     async def _try_open(self) -> None:
         try:
@@ -265,8 +268,9 @@ class Spool:
             batch = list(islice(self._pending, _BATCH))
             try:
                 known = {id(message) for message in batch if await self._is_here(message)}
-                new = [self._outbox_message(message) for message in batch if id(message) not in known]
-                result = await self._outbox.append(new)
+                result = await self._outbox.append(
+                    self._outbox_messages(message for message in batch if id(message) not in known)
+                )
             except OutboxError as error:
                 return error
             self._exhausted = False
@@ -291,22 +295,30 @@ class Spool:
             and await self._outbox.find(message.mid, message.stored())
         )
 
-    def _outbox_message(self, message: Message) -> OutboxMessage:
-        sent = message.stage in {Stage.SENT, Stage.RECEIVED, Stage.RELEASED} or (
-            message.expected and message.mid and self._outbox.may_have_been_sent(message.mid)
-        )
-        qos, route = message.source_qos, message.plan.route
-        return OutboxMessage(
-            packet=message.stored(),
-            topic=message.topic,
-            qos=qos,
-            source_mid=message.mid if message.owed else 0,
-            sent_mid=message.mid if sent and qos else None,
-            expires_at=message.expires_at,
-            replaces_topic=qos == 0 and route is not None and route.qos_0 is Qos0Policy.LATEST,
-            needs_receipt=qos == 2 and message.owed and not message.released,
-            released=message.stage is Stage.RELEASED and message.qos == 2,
-        )
+    def _outbox_messages(self, messages: Iterable[Message]) -> list[OutboxMessage]:
+        """Make what the file takes. What the remote may know under its identifier comes before all that it cannot."""
+        made: list[OutboxMessage] = []
+        first = True
+        for message in messages:
+            qos, route = message.source_qos, message.plan.route
+            sent = message.stage in {Stage.SENT, Stage.RECEIVED, Stage.RELEASED} or (
+                first and message.expected and self._outbox.may_have_been_sent(message.mid)
+            )
+            first = first and sent
+            made.append(
+                OutboxMessage(
+                    packet=message.stored(),
+                    topic=message.topic,
+                    qos=qos,
+                    source_mid=message.mid if message.owed else 0,
+                    sent_mid=message.mid if sent and qos else None,
+                    expires_at=message.expires_at,
+                    replaces_topic=qos == 0 and route is not None and route.qos_0 is Qos0Policy.LATEST,
+                    needs_receipt=qos == 2 and message.owed and not message.released,
+                    released=message.stage is Stage.RELEASED and message.qos == 2,
+                )
+            )
+        return made
 
     async def _feed(self) -> None:
         """Give the forwarder more rows when it is running out of them."""
