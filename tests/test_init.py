@@ -1,10 +1,12 @@
 """Setting up, unloading and stopping, with real brokers."""
 
 import asyncio
+import logging
 from pathlib import Path
 import time
+from types import MappingProxyType
 
-from homeassistant.config_entries import ConfigEntryDisabler, ConfigEntryState
+from homeassistant.config_entries import ConfigEntryDisabler, ConfigEntryState, ConfigSubentry
 from homeassistant.const import STATE_OFF, STATE_ON
 from homeassistant.core import HomeAssistant, callback
 from homeassistant.helpers.issue_registry import async_get as async_get_issues
@@ -132,22 +134,73 @@ async def test_a_second_entry_is_independent(
     assert len(quic_front.live) == 1
 
 
-async def test_changed_routes_take_effect(
+async def test_changed_routes_take_effect_without_a_reconnect(
     hass: HomeAssistant, local_broker: Mosquitto, remote_broker: Mosquitto, quic_front: Front, certs: Certificates
 ) -> None:
     entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
     await set_up(hass, entry)
     await wait_running(hass, entry)
-    up = next(route for route in entry.subentries.values() if route.data["topic_filter"] == "up/#")
-    hass.config_entries.async_update_subentry(entry, up, data={"direction": "to_remote", "topic_filter": "new/#"})
-    await hass.async_block_till_done()
-    await wait_running(hass, entry)
+    up, down = entry.subentries.values()
     async with Client(*local_broker.address) as home, Client(*remote_broker.address) as away:
+        await home.subscribe("#", qos=1)
         await away.subscribe("#", qos=1)
-        await home.publish("up/lamp", b"old", 1)
-        await home.publish("new/lamp", b"new", 1)
-        await away.wait_for(1)
-        assert away.payloads == [b"new"]
+        # One changed, one removed, one added.
+        hass.config_entries.async_update_subentry(entry, up, data={"direction": "to_remote", "topic_filter": "new/#"})
+        hass.config_entries.async_remove_subentry(entry, down.subentry_id)
+        hass.config_entries.async_add_subentry(
+            entry,
+            ConfigSubentry(
+                data=MappingProxyType({"direction": "both", "topic_filter": "both"}),
+                subentry_type="route",
+                title="",
+                unique_id=None,
+            ),
+        )
+        await hass.async_block_till_done()
+        for topic in ("up/lamp", "new/lamp", "both"):
+            await home.publish(topic, b"home", 1)
+        for topic in ("down/lamp", "both"):
+            await away.publish(topic, b"away", 1)
+        await wait_until(lambda: len(home.messages) == 4 and len(away.messages) == 4, 3, "what is routed")
+        assert {message.topic for message in home.messages if message.payload == b"away"} == {"both"}
+        assert {message.topic for message in away.messages if message.payload == b"home"} == {"new/lamp", "both"}
+    assert len(quic_front.stats.connects) == 1
+    assert local_broker.log.count(f"as {CLIENT_ID}-local") == 1
+
+
+async def test_removed_entry_is_forgotten_by_the_brokers(
+    hass: HomeAssistant, local_broker: Mosquitto, remote_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    """They would keep messages for it for a week."""
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    assert await hass.config_entries.async_unload(entry.entry_id)
+    sides = ((local_broker, f"{CLIENT_ID}-local"), (remote_broker, CLIENT_ID))
+    for broker, client_id in sides:
+        async with Client(*broker.address, client_id=client_id, clean=False) as client:
+            assert client.connack is not None
+            assert client.connack.session_present
+    await hass.config_entries.async_remove(entry.entry_id)
+    for broker, client_id in sides:
+        async with Client(*broker.address, client_id=client_id, clean=False) as client:
+            assert client.connack is not None
+            assert not client.connack.session_present
+
+
+async def test_removing_does_not_wait_for_brokers_that_are_away(
+    hass: HomeAssistant, quic_front: Front, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("custom_components.quic_bridge.FAREWELL_TIMEOUT", 0.2)
+    quic_front.freeze()
+    entry = bridge_entry(local_data(None), remote_data(quic_front.port, None))
+    entry.add_to_hass(hass)
+    began = time.monotonic()
+    with caplog.at_level(logging.DEBUG, "custom_components.quic_bridge"):
+        await hass.config_entries.async_remove(entry.entry_id)
+    assert time.monotonic() - began < 2
+    for side in ("local", "remote"):
+        assert f"The {side} broker still keeps the session" in caplog.text
 
 
 @pytest.mark.parametrize("expected_lingering_timers", [True])  # one that the mqtt integration leaves
@@ -215,6 +268,9 @@ async def test_home_assistants_broker_with_certificates(
         await wait_for_state(hass, entry, "local_last_error", "certificate_name")
         hass.config_entries.async_update_entry(mqtt, data={**mqtt.data, "tls_insecure": True})
         await wait_running(hass, entry)
+        # The name alone is let pass, not just any certificate.
+        hass.config_entries.async_update_entry(mqtt, data={**mqtt.data, "certificate": "auto"})
+        await wait_for_state(hass, entry, "local_last_error", "certificate_untrusted")
         assert await hass.config_entries.async_unload(entry.entry_id)
 
 

@@ -1,15 +1,26 @@
 """MQTT-over-QUIC bridge: links Home Assistant's MQTT broker to a remote one."""
 
+import asyncio
+from collections.abc import Callable
 import logging
+from typing import Final
 
 from homeassistant.const import Platform
 from homeassistant.core import HomeAssistant
 
+from .bridge.check import forget_session
+from .bridge.config import BrokerConfig
+from .bridge.errors import BridgeError
 from .bridge.outbox import Outbox, OutboxError
-from .brokers import outbox_path
+from .bridge.status import Side
+from .brokers import local_broker, outbox_path, remote_broker
+from .const import CONF_LOCAL, CONF_REMOTE
 from .coordinator import QuicBridgeConfigEntry, QuicBridgeCoordinator
 
 _LOGGER = logging.getLogger(__name__)
+
+FAREWELL_TIMEOUT: Final = 4.0
+"""Seconds for a broker to take note that the bridge was removed; a person waits for the removal meanwhile."""
 
 PLATFORMS = [Platform.BINARY_SENSOR, Platform.SENSOR]
 
@@ -34,7 +45,11 @@ async def async_unload_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) 
 
 
 async def async_remove_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> None:
-    """Delete the messages that still waited for the remote."""
+    """Have both brokers forget the bridge, and delete the messages that still waited for the remote."""
+    await asyncio.gather(
+        _async_forget(Side.LOCAL, lambda: local_broker(hass, entry.data[CONF_LOCAL])),
+        _async_forget(Side.REMOTE, lambda: remote_broker(entry.data[CONF_REMOTE])),
+    )
     try:
         await Outbox(outbox_path(hass, entry)).remove()
     except OutboxError as error:
@@ -42,5 +57,17 @@ async def async_remove_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) 
 
 
 async def _async_entry_updated(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> None:
-    """Start the bridge afresh with changed settings or routes."""
-    await hass.config_entries.async_reload(entry.entry_id)
+    """Follow changed routes as the bridge runs; anything else that has changed starts it afresh."""
+    if entry.runtime_data.settings_changed:
+        await hass.config_entries.async_reload(entry.entry_id)
+    else:
+        await entry.runtime_data.async_apply_routes()
+
+
+async def _async_forget(side: Side, broker: Callable[[], BrokerConfig]) -> None:
+    """Let a broker drop its session, which it would fill for a week; if it is away, it does that in the end."""
+    try:
+        async with asyncio.timeout(FAREWELL_TIMEOUT):
+            await forget_session(broker())
+    except (BridgeError, TimeoutError) as error:
+        _LOGGER.debug("The %s broker still keeps the session of the bridge that was removed: %r", side, error)

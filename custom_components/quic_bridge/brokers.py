@@ -70,7 +70,8 @@ def _home_assistant_broker(hass: HomeAssistant, client_id: str) -> BrokerConfig:
     if certificate := data.get(_MQTT_CERTIFICATE):
         tls = TlsConfig(
             ca=None if certificate == _MQTT_SYSTEM_CERTIFICATES else certificate,
-            verify=not data.get(_MQTT_TLS_INSECURE, False),
+            # As in paho, which that integration uses: the name is not compared, the chain is verified all the same.
+            check_name=not data.get(_MQTT_TLS_INSECURE, False),
             certificate=data.get(_MQTT_CLIENT_CERT),
             private_key=data.get(_MQTT_CLIENT_KEY),
         )

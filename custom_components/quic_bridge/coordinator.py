@@ -22,6 +22,11 @@ _LOGGER = logging.getLogger(__name__)
 type QuicBridgeConfigEntry = ConfigEntry[QuicBridgeCoordinator]
 
 
+def _settings(entry: ConfigEntry) -> tuple[object, ...]:
+    """Return all of an entry that the bridge and its device are made from, but the routes."""
+    return entry.title, entry.data, entry.options
+
+
 class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
     """Owns the bridge of one config entry. The bridge pushes its status; nothing is polled."""
 
@@ -32,6 +37,7 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         super().__init__(hass, _LOGGER, config_entry=entry, name=entry.title)
         self.bridge = Bridge(bridge_config(hass, entry), self._local_broker, self._async_status_changed)
         self.data = self.bridge.status
+        self._settings = _settings(entry)
         self._refused: set[Side] = set()
         self._mqtt_broker = self._read_mqtt_broker()
         self._outbox_issue = f"outbox_{entry.entry_id}"
@@ -59,6 +65,15 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         await super().async_shutdown()
         await self.bridge.stop()
         async_delete_issue(self.hass, DOMAIN, self._outbox_issue)
+
+    @property
+    def settings_changed(self) -> bool:
+        """Whether the entry has changed in more than its routes since the bridge was made."""
+        return _settings(self.config_entry) != self._settings
+
+    async def async_apply_routes(self) -> None:
+        """Follow the entry's routes without dropping a connection."""
+        await self.bridge.apply_routes(bridge_config(self.hass, self.config_entry).routes)
 
     def _local_broker(self) -> BrokerConfig:
         """Return the local broker as it is configured now; called by the bridge before each attempt."""

@@ -68,6 +68,10 @@ class Scene:
         self.backoff = BackoffConfig(base=0.05, cap=0.2, refused_base=0.4, refused_cap=0.8)
         self.outbox: OutboxConfig | None = None
         self.outbox_path = folder / "outbox.db"
+        self.settings: Callable[[], BrokerConfig] = lambda: self.local_config
+        """What the bridge asks for the local broker."""
+        self.listener_error: Exception | None = None
+        """Raised by whoever listens to the bridge's status."""
         self.history: list[tuple[float, BridgeStatus]] = []
         """Every status that was pushed, with the loop's time."""
         self._bridge: Bridge | None = None
@@ -81,7 +85,7 @@ class Scene:
             config = BridgeConfig(
                 remote=self.remote_config, routes=self.routes, backoff=self.backoff, outbox=self.outbox
             )
-            self._bridge = Bridge(config, lambda: self.local_config, self._on_status)
+            self._bridge = Bridge(config, lambda: self.settings(), self._on_status)  # noqa: PLW0108 - may be changed
         return self._bridge
 
     def tune(self, quic: QuicConfig = QUICK, **changes: float | str | None) -> None:
@@ -95,6 +99,8 @@ class Scene:
 
     def _on_status(self, status: BridgeStatus) -> None:
         self.history.append((asyncio.get_running_loop().time(), status))
+        if self.listener_error is not None:
+            raise self.listener_error
 
     @property
     def link(self) -> LinkStatus:

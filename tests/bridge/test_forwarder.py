@@ -500,3 +500,42 @@ async def test_a_message_sent_back_over_a_quota_keeps_its_place(scene: Scene, re
     remote = await scene.remote_broker.session(session_present=True)
     assert [(await remote.receive_publish()).payload for _ in range(3)] == [b"1", b"2", b"3"]
     assert scene.bridge.status.outbound.dropped == {}
+
+
+async def test_qos_2_leaves_a_place_for_qos_1(scene: Scene) -> None:
+    await scene.bridge.start()
+    local = await scene.local_broker.session()
+    remote = await scene.remote_broker.session(properties={Property.RECEIVE_MAXIMUM: 3})
+    await scene.settled(local, remote)
+    for mid in (1, 2, 3):
+        local.publish("t/a", b"%d" % mid, qos=2, mid=mid)
+    assert [(await remote.receive_publish()).packet_id for _ in range(2)] == [1, 2]
+    for mid in (1, 2):
+        remote.ack(PUBREC, mid)
+        await local.expect(PUBREC, mid)
+    await local.barrier(remote)
+    local.ack(PUBREL, 1)
+    await remote.expect(PUBREL, 1)
+    remote.ack(PUBCOMP, 1)
+    assert (await remote.receive_publish()).packet_id == 3
+
+
+async def test_a_target_whose_places_are_held_from_before_a_restart(scene: Scene) -> None:
+    await scene.bridge.start()
+    local = await scene.local_broker.session(session_present=True)
+    remote = await scene.remote_broker.session(session_present=True, properties={Property.RECEIVE_MAXIMUM: 1})
+    await scene.settled(local, remote)
+    local.publish("t/a", b"older", qos=1, mid=1, dup=True)
+    local.publish("t/b", b"held", qos=2, mid=2, dup=True)
+    await remote.receive_publish()
+    remote.ack(PUBACK, 1, 0x97)  # and mosquitto hangs up
+    await remote.barrier(local)
+    await remote.close()
+    remote = await scene.remote_broker.session(session_present=True, properties={Property.RECEIVE_MAXIMUM: 1})
+    assert (await remote.receive_publish()).packet_id == 2
+    remote.ack(PUBREC, 2)
+    await local.expect(PUBREC, 2)
+    local.ack(PUBREL, 2)
+    await remote.expect(PUBREL, 2)
+    remote.ack(PUBCOMP, 2)
+    assert (await remote.receive_publish()).packet_id == 1

@@ -249,3 +249,16 @@ async def test_quota_is_waited_for(scene: Scene) -> None:
     await local.expect(PUBACK, 1)
     await local.expect(PUBACK, 2)
     assert DropReason.REJECTED not in scene.bridge.status.outbound.dropped
+
+
+async def test_a_release_from_before_a_restart_is_taken_over(scene: Scene) -> None:
+    await scene.bridge.start()
+    local = await scene.local_broker.session(session_present=True)
+    local.ack(PUBREL, 7)  # of a message that the bridge before had passed on
+    local.publish("t/a", b"1", mid=1)
+    await local.expect(PUBCOMP, 7)
+    await local.expect(PUBACK, 1)
+    remote = await scene.remote_back()
+    await remote.expect(PUBREL, 7)
+    remote.ack(PUBCOMP, 7, 0x92)
+    assert (await remote.receive_publish()).payload == b"1"

@@ -19,7 +19,7 @@ from custom_components.quic_bridge.bridge.transport.base import HIGH_WATER, LOW_
 from ..support.certs import Certificate, Certificates
 from ..support.mosquitto import Mosquitto, MosquittoOptions
 from ..support.processes import free_port, wait_until
-from .transport_helpers import MAX_READ, Peer, PeerConnection, Receiver, open_files, tcp_config
+from .transport_support import MAX_READ, Peer, PeerConnection, Receiver, open_files, tcp_config
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 
@@ -259,6 +259,34 @@ async def test_all_addresses_are_tried(peer: Peer, monkeypatch: pytest.MonkeyPat
     del hosts[1:]
     assert (await refusal(TcpTransport(config))).code is ErrorCode.UNREACHABLE
     await wait_until(lambda: open_files() == before)
+
+
+async def test_an_address_that_fails_late_does_not_disturb_the_next(
+    certs: Certificates, tls_peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first address has a broker with a bad certificate: its connection dies while we dial the second."""
+    pytest_socket.socket_allow_hosts(["127.0.0.1", "127.0.0.2"], allow_unix_socket=True)
+    port = tls_peer.address[1]
+    other = await asyncio.start_server(lambda *_: None, "127.0.0.2", port, ssl=server_context(certs.expired))
+
+    async def resolve(*_: object, **__: object) -> list[object]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in ("127.0.0.2", "127.0.0.1")]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    tls = TlsConfig(ca=certs.ca_pem, server_name="localhost")
+    transport = TcpTransport(tcp_config(("broker.invalid", port), tls=tls))
+    receiver = Receiver()
+    await transport.connect(receiver)
+    assert transport.status.address == f"127.0.0.1:{port}"
+    transport.write(b"well")
+    await (await tls_peer.connection()).wait_data(4)
+    assert not receiver.lost
+    data = random.randbytes(100_000)
+    transport.write(data)
+    await transport.close()
+    assert (await tls_peer.connections[0].wait_data(100_004))[4:] == data
+    other.close()
+    await other.wait_closed()
 
 
 @pytest.mark.parametrize(

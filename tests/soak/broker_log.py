@@ -3,8 +3,8 @@
 Two things were seen with mosquitto 2.0.11; later versions have much of the same code (src/database.c).
 
 - It forgets that it sent a PUBREL when it could not write it. On the next connection it then sends the QoS 2 PUBLISH
-  again, which MQTT forbids (MQTT 5, 4.3.3) and nobody can tell from a new message. The soak test avoids the occasions as
-  far as it can.
+  again, which MQTT forbids (MQTT 5, 4.3.3) and nobody can tell from a new message. The soak test avoids the occasions
+  as far as it can.
 - It sends a message with a lower packet identifier, which is the earlier one, after one with a higher.
 """
 

@@ -17,7 +17,7 @@ import logging
 from typing import Final, override
 
 from . import codec
-from .message import Message, Stage, encode
+from .message import InFlight, Message, Stage, encode
 from .reasons import reason_text
 from .routes import Plan, Qos0Policy, Router
 from .session import AckReceiver, MqttSession, PublishReceiver
@@ -47,7 +47,8 @@ class Forwarder(PublishReceiver, AckReceiver):
         self._source: MqttSession | None = None
         self._target: MqttSession | None = None
         self._owed: dict[int, Message] = {}
-        self._flying: dict[int, Message] = {}
+        self._flying = InFlight()
+        self._over_quota = False
         self._completed: dict[int, int] = {}
         self._queue: deque[Message] = deque()
         self._queued_bytes = 0
@@ -179,7 +180,7 @@ class Forwarder(PublishReceiver, AckReceiver):
             if mid in self._flying or self._is_ours(mid):
                 message.stage = Stage.DONE  # an orphan has the identifier, or we took the message over
             else:
-                self._flying[mid] = message
+                self._flying.add(message)
         message.released = True
         if message.stage is Stage.DONE:
             self._complete(message)
@@ -224,7 +225,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         if (
             target is None
             or target.congested
-            or len(self._flying) >= target.limits.window
+            or not self._flying.has_room(target.limits.window, message.source_qos)
             or mid in self._flying
             or mid in target.reserved
             or self._pause is not None
@@ -233,7 +234,7 @@ class Forwarder(PublishReceiver, AckReceiver):
             return False
         route = message.plan.route
         if not message.packet:
-            self._flying[mid] = message
+            self._flying.add(message)
             self._release(message)
         elif route is None:
             self._drop_unrouted(message)
@@ -259,7 +260,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         message.qos = qos
         if qos:
             message.stage = Stage.SENT
-            self._flying[message.mid] = message
+            self._flying.add(message)
         else:
             self._delivered(message)
 
@@ -283,7 +284,12 @@ class Forwarder(PublishReceiver, AckReceiver):
     @override
     def target_attached(self, session: MqttSession) -> None:
         self._target = session
-        self._resume(session, list(self._flying.values()))
+        self._resume(session, list(self._flying))
+        if self._over_quota:
+            # The target's places may all be held by QoS 2 messages from before a restart of ours, which wait here
+            # behind older ones that it has no place for. Order is per topic and QoS (MQTT 5, 4.6).
+            self._over_quota = False
+            self._queue = deque(sorted(self._queue, key=lambda item: not (item.expected and item.source_qos == 2)))
         self._pump()
         self._throttle()
 
@@ -292,11 +298,11 @@ class Forwarder(PublishReceiver, AckReceiver):
         again: list[Message] = []
         for message in messages:
             if message.stage >= Stage.RECEIVED and session.session_present:
-                self._flying[message.mid] = message
+                self._flying.add(message)
                 if message.released or not (message.owed or message.row is not None):
                     self._release(message)
                 continue
-            self._flying.pop(message.mid, None)
+            self._flying.remove(message.mid)
             if message.packet:
                 message.again = session.session_present and message.stage is Stage.SENT
                 message.stage = Stage.QUEUED
@@ -327,7 +333,7 @@ class Forwarder(PublishReceiver, AckReceiver):
 
     @override
     def target_mids(self) -> Collection[int]:
-        return self._flying.keys()
+        return self._flying.mids
 
     @override
     def target_ack(self, packet_type: int, mid: int, reason: int) -> None:
@@ -345,7 +351,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         elif message.stage is Stage.RELEASED:
             self._landed(message, 0)  # also "packet identifier not found": it has been released before
         elif message.stage is Stage.STALE:
-            del self._flying[mid]
+            self._flying.remove(mid)
             message.stage = Stage.QUEUED
             self._requeue(message)
 
@@ -373,10 +379,11 @@ class Forwarder(PublishReceiver, AckReceiver):
 
     def _landed(self, message: Message, reason: int) -> None:
         """Finish with the target: PUBACK, PUBCOMP, or a PUBREC that refuses."""
-        del self._flying[message.mid]
+        self._flying.remove(message.mid)
         if reason < 0x80:
             self._delivered(message)
         elif reason in _OVER_QUOTA and message.tries < _QUOTA_TRIES:
+            self._over_quota = True
             self._try_later(message)
         else:
             self._drop(message, DropReason.REJECTED, f"the broker said {reason_text(reason)}")
@@ -478,7 +485,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         congested = self._target is not None and self._target.congested
         full = self._queued_bytes > (_MAX_QUEUED_BYTES // 2 if self._source_paused else _MAX_QUEUED_BYTES)
         if full and not congested:
-            full = not any(message.stage is Stage.RECEIVED for message in self._flying.values())
+            full = not any(message.stage is Stage.RECEIVED for message in self._flying)
         pause = congested or full
         if self._source is not None and pause != self._source_paused:
             self._source_paused = pause

@@ -1,5 +1,6 @@
 """A message under way, and its bytes as the target takes them."""
 
+from collections.abc import Collection, Iterator
 from enum import IntEnum, auto
 import itertools
 import math
@@ -122,6 +123,56 @@ class Message:
             return self.packet if first == self.packet[0] else bytes((first,)) + self.packet[1:]
         topic, mid, _, payload = codec.split_publish(self.first, self.header, self.packet, v5=False)
         return codec.encode_publish(first, topic, mid, b"", payload)
+
+
+class InFlight:
+    """Messages for which the target has something to say, by packet identifier, in the order they were sent."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._messages: dict[int, Message] = {}
+        self._qos_2 = 0
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def __contains__(self, mid: int) -> bool:
+        return mid in self._messages
+
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self._messages.values())
+
+    @property
+    def mids(self) -> Collection[int]:
+        """Packet identifiers in use."""
+        return self._messages.keys()
+
+    def get(self, mid: int) -> Message | None:
+        """Return the message of an identifier."""
+        return self._messages.get(mid)
+
+    def add(self, message: Message) -> None:
+        """Note that a message was sent; its `qos` is final by now."""
+        self.remove(message.mid)
+        self._messages[message.mid] = message
+        self._qos_2 += message.qos == 2
+
+    def remove(self, mid: int) -> None:
+        """Forget a message, if it is here."""
+        message = self._messages.pop(mid, None)
+        if message is not None:
+            self._qos_2 -= message.qos == 2
+
+    def has_room(self, window: int, qos: int) -> bool:
+        """Whether one more may be sent.
+
+        QoS 2 never takes the last place: brokers settle QoS 1 at once, but hold a QoS 2 message until its PUBREL. With
+        all places held after a restart of ours, the source would repeat an older QoS 1 message first, and mosquitto
+        closes a connection over its quota: for ever.
+        """
+        if len(self._messages) >= window:
+            return False
+        return qos != 2 or self._qos_2 < max(1, window - 1)
 
 
 def encode(target: MqttSession, message: Message, router: Router, first: int, qos: int) -> bytes:

@@ -105,9 +105,9 @@ class OutboundForwarder(Forwarder, SpoolOwner):
         self._cancel_takeover()
         if self._target is not None:
             return
-        moved = [message for message in self._flying.values() if message.row is None]
+        moved = [message for message in self._flying if message.row is None]
         for message in moved:
-            del self._flying[message.mid]
+            self._flying.remove(message.mid)
         moved += [message for message in self._queue if message.row is None]
         self._queue = deque(message for message in self._queue if message.row is not None)
         self._queued_bytes = sum(len(message.packet) for message in self._queue)
@@ -239,7 +239,8 @@ class OutboundForwarder(Forwarder, SpoolOwner):
         if target is not None:
             self._resume(target, started)
         else:
-            self._flying |= {message.mid: message for message in started}
+            for message in started:
+                self._flying.add(message)
         self._queue.extend(waiting)
         self._queued_bytes += sum(len(message.packet) for message in waiting)
         self._pump()

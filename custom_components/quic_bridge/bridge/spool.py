@@ -307,7 +307,7 @@ class Spool:
             first = first and sent
             made.append(
                 OutboxMessage(
-                    packet=message.stored(),
+                    packet=message.stored() if message.packet else b"",
                     topic=message.topic,
                     qos=qos,
                     source_mid=message.mid if message.owed else 0,
@@ -315,7 +315,7 @@ class Spool:
                     expires_at=message.expires_at,
                     replaces_topic=qos == 0 and route is not None and route.qos_0 is Qos0Policy.LATEST,
                     needs_receipt=qos == 2 and message.owed and not message.released,
-                    released=message.stage is Stage.RELEASED and message.qos == 2,
+                    released=qos == 2 and (message.stage is Stage.RELEASED or not message.packet),
                 )
             )
         return made
