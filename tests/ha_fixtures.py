@@ -128,7 +128,8 @@ def _shown(result: Mapping[str, Any], prefix: str) -> Iterator[str]:
         yield from _fields(step, result["data_schema"].schema)
         yield from (f"{prefix}.error.{error}" for error in (result["errors"] or {}).values())
     elif result["type"] is FlowResultType.MENU:
-        yield from (f"{step}.title", *(f"{step}.menu_options.{option}" for option in result["menu_options"]))
+        yield from (f"{step}.title", f"{step}.description")
+        yield from (f"{step}.menu_options.{option}" for option in result["menu_options"])
     elif result["type"] is FlowResultType.ABORT and "translation_domain" not in result:
         yield f"{prefix}.abort.{result['reason']}"
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from homeassistant.config_entries import SOURCE_USER, ConfigFlowResult
+from homeassistant.config_entries import SOURCE_USER, ConfigFlowResult, SubentryFlowResult
 from homeassistant.core import HomeAssistant
 from homeassistant.data_entry_flow import FlowResultType
 from pytest_homeassistant_custom_component.common import MockConfigEntry, get_schema_suggested_value
@@ -60,7 +60,7 @@ async def finish(hass: HomeAssistant, result: ConfigFlowResult) -> MockConfigEnt
     return entry
 
 
-def suggested(result: ConfigFlowResult, *path: str) -> object:
+def suggested(result: ConfigFlowResult | SubentryFlowResult, *path: str) -> object:
     """Return what the form suggests for a field."""
     schema = result["data_schema"]
     for name in path[:-1]:

@@ -1,5 +1,6 @@
 """What the tests in Home Assistant's harness share: entries of ours and of the mqtt integration, and waiting."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from homeassistant.config_entries import ConfigEntryState, ConfigSubentryData
@@ -66,20 +67,40 @@ def remote_data(port: int, ca: str | None, **data: object) -> dict[str, Any]:
     }
 
 
-def bridge_entry(local: dict[str, Any], remote: dict[str, Any], routes: Routes | None = None) -> MockConfigEntry:
-    """Make an entry of ours as the config flow does."""
+def route_data(direction: str, topic_filter: str, **data: object) -> dict[str, Any]:
+    """What is stored for a route."""
+    return {
+        "direction": direction,
+        "topic_filter": topic_filter,
+        "target": "",
+        "exclude": [],
+        "max_qos": 2,
+        "retain": "as_published",
+        "retained": "once",
+        "qos_0": "drop",
+        "max_age": None,
+        "enabled": True,
+        **data,
+    }
+
+
+def bridge_entry(
+    local: dict[str, Any], remote: dict[str, Any], routes: Routes | Sequence[dict[str, Any]] | None = None
+) -> MockConfigEntry:
+    """Make an entry of ours as the config flow of version 0.1.0 did; `routes` may also be the data of whole routes."""
+    if routes is None:
+        routes = ROUTES
+    if isinstance(routes, dict):
+        routes = [
+            {"direction": direction.value, "topic_filter": topic_filter} for topic_filter, direction in routes.items()
+        ]
     return MockConfigEntry(
         domain=DOMAIN,
         title=remote["host"],
         data={"local": local, "remote": remote},
         subentries_data=[
-            ConfigSubentryData(
-                subentry_type="route",
-                title=topic_filter,
-                unique_id=None,
-                data={"direction": direction.value, "topic_filter": topic_filter},
-            )
-            for topic_filter, direction in (ROUTES if routes is None else routes).items()
+            ConfigSubentryData(subentry_type="route", title=route["topic_filter"], unique_id=None, data=route)
+            for route in routes
         ],
     )
 

@@ -18,6 +18,7 @@ from .ha_helpers import (
     local_data,
     mqtt_entry,
     remote_data,
+    route_data,
 )
 from .support.certs import Certificate, Certificates
 from .support.mosquitto import Mosquitto, MosquittoOptions
@@ -47,9 +48,9 @@ async def test_other_local_broker(
         "remote": remote_data(quic_front.port, certs.ca_pem, client_id=client_id),
     }
     assert [(route.subentry_type, route.title, dict(route.data)) for route in entry.subentries.values()] == [
-        ("route", "→ up/#", {"direction": "to_remote", "topic_filter": "up/#"}),
-        ("route", "↔ both/#", {"direction": "both", "topic_filter": "both/#"}),
-        ("route", "← down/#", {"direction": "to_local", "topic_filter": "down/#"}),
+        ("route", "→ up/#", route_data("to_remote", "up/#")),
+        ("route", "↔ both/#", route_data("both", "both/#")),
+        ("route", "← down/#", route_data("to_local", "down/#")),
     ]
     await wait_until(lambda: hass.states.get("sensor.127_0_0_1_status").state == "running", what="running")  # type: ignore[union-attr] # else it fails
     assert [connect.client_id for connect in quic_front.stats.connects[-1:]] == [client_id]
@@ -316,6 +317,7 @@ async def test_same_identity_at_the_same_remote(
         ({"send": ["home/#"], "receive": ["home/+x"]}, {"receive": "filter_plus"}),
         ({"receive": ["$share/group/home/#"]}, {"receive": "filter_shared"}),
         ({"receive": ["x" * 65536]}, {"receive": "filter_invalid"}),
+        ({"receive": ["$SYS/#"]}, {"receive": "filter_sys"}),
     ],
 )
 async def test_topics_that_cannot_be(

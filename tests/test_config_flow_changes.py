@@ -1,8 +1,6 @@
-"""Changing a bridge through the user interface: brokers, refused credentials, routes."""
+"""Changing a bridge through the user interface: brokers, refused credentials."""
 
-from types import MappingProxyType
-
-from homeassistant.config_entries import SOURCE_USER, ConfigEntryState, ConfigFlowResult
+from homeassistant.config_entries import ConfigEntryState, ConfigFlowResult
 from homeassistant.core import HomeAssistant
 from homeassistant.data_entry_flow import FlowResultType
 from pytest_homeassistant_custom_component.common import MockConfigEntry
@@ -254,56 +252,3 @@ async def test_new_client_id_is_in_use(
     result = await entry.start_reauth_flow(hass)
     result = await fill(hass, result, {"advanced": {"client_id": "second"}})
     assert (result["type"], result["reason"]) == (FlowResultType.ABORT, "already_configured")
-
-
-# --- routes -----------------------------------------------------------------------------------------------------------
-
-
-async def test_add_a_route(
-    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
-) -> None:
-    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
-    await set_up(hass, entry)
-    flows = hass.config_entries.subentries
-    result = await flows.async_init((entry.entry_id, "route"), context={"source": SOURCE_USER})
-    assert (result["type"], result["step_id"]) == (FlowResultType.FORM, "user")
-    for topic_filter, direction, error in (
-        (" ", "to_local", "filter_empty"),
-        ("a#", "to_local", "filter_hash"),
-        ("up/#", "to_remote", "route_exists"),
-        ("up/#", "both", "route_exists"),
-    ):
-        user_input = {"topic_filter": topic_filter, "direction": direction}
-        result = await flows.async_configure(result["flow_id"], user_input)
-        assert result["errors"] == {"topic_filter": error}
-    # The other direction is another route.
-    result = await flows.async_configure(result["flow_id"], {"topic_filter": " up/# ", "direction": "to_local"})
-    assert result["type"] is FlowResultType.CREATE_ENTRY
-    route = list(entry.subentries.values())[-1]
-    assert (route.title, dict(route.data)) == ("← up/#", {"topic_filter": "up/#", "direction": "to_local"})
-    await hass.async_block_till_done()
-    await wait_running(hass, entry)
-
-
-async def test_change_a_route(
-    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
-) -> None:
-    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
-    await set_up(hass, entry)
-    route, other = entry.subentries.values()
-    flows = hass.config_entries.subentries
-    result = await flows.async_init(
-        (entry.entry_id, "route"), context={"source": "reconfigure", "subentry_id": route.subentry_id}
-    )
-    assert (result["type"], result["step_id"]) == (FlowResultType.FORM, "reconfigure")
-    result = await flows.async_configure(
-        result["flow_id"], {"topic_filter": other.data["topic_filter"], "direction": "both"}
-    )
-    assert result["errors"] == {"topic_filter": "route_exists"}
-    result = await flows.async_configure(result["flow_id"], {"topic_filter": "up/#", "direction": "both"})
-    assert (result["type"], result["reason"]) == (FlowResultType.ABORT, "reconfigure_successful")
-    changed = entry.subentries[route.subentry_id]
-    assert changed.title == "↔ up/#"
-    assert changed.data == MappingProxyType({"topic_filter": "up/#", "direction": "both"})
-    await hass.async_block_till_done()
-    await wait_running(hass, entry)

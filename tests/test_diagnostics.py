@@ -5,9 +5,7 @@ import pytest
 from pytest_homeassistant_custom_component.components.diagnostics import get_diagnostics_for_config_entry
 from pytest_homeassistant_custom_component.typing import ClientSessionGenerator
 
-from custom_components.quic_bridge.bridge.routes import Direction
-
-from .ha_helpers import CLIENT_ID, bridge_entry, local_data, mqtt_entry, remote_data, set_up, wait_for_state
+from .ha_helpers import CLIENT_ID, bridge_entry, local_data, mqtt_entry, remote_data, route_data, set_up, wait_for_state
 from .support.certs import Certificates
 from .support.mosquitto import Mosquitto
 from .support.quic_front import Front
@@ -29,7 +27,11 @@ async def test_diagnostics(
         mqtt_entry(local_broker, **credentials).add_to_hass(hass)
     local = local_data(local_broker, **credentials) if mode == "custom" else local_data(None)
     remote = remote_data(quic_front.port, certs.ca_pem, **credentials, host="localhost")
-    entry = bridge_entry(local, remote, {"my-home/+/bedroom/#": Direction.BOTH})
+    routes = [
+        {"direction": "both", "topic_filter": "my-home/+/bedroom/#"},
+        route_data("to_remote", "my-home/#", target="my-home/{1}", exclude=["bedroom/+"], enabled=False),
+    ]
+    entry = bridge_entry(local, remote, routes)
     await set_up(hass, entry)
     await wait_for_state(hass, entry, "status", "refused" if mode == "missing" else "running")
 
@@ -42,7 +44,10 @@ async def test_diagnostics(
         assert word not in str(found), word
     assert found["entry"]["data"]["remote"]["port"] == quic_front.port
     assert found["entry"]["data"]["local"]["mode"] == ("custom" if mode == "custom" else "home_assistant")
-    assert found["routes"] == [{"direction": "both", "topic_filter": "*/+/*/#"}]
+    assert found["routes"] == [
+        route_data("both", "*/+/*/#"),
+        route_data("to_remote", "*/#", target="*/{1}", exclude=["*/+"], enabled=False),
+    ]
     plain = {"port": local_broker.port, "transport": "tcp", "username": True, "password": True, "tls": None}
     assert found["local_broker"] == ({"error": "local_entry_missing"} if mode == "missing" else plain)
     assert found["remote_broker"] == {

@@ -9,7 +9,6 @@ from types import MappingProxyType
 from homeassistant.config_entries import ConfigEntryDisabler, ConfigEntryState, ConfigSubentry
 from homeassistant.const import STATE_OFF, STATE_ON
 from homeassistant.core import HomeAssistant, callback
-from homeassistant.helpers.issue_registry import async_get as async_get_issues
 import pytest
 
 from custom_components.quic_bridge.bridge.routes import Direction
@@ -305,28 +304,6 @@ async def test_outbox_bridges_an_outage_and_goes_with_the_entry(
         await wait_for_state(hass, entry, "outbox_messages", "0")
     assert await hass.config_entries.async_remove(entry.entry_id)
     assert not list(file.parent.glob("*"))  # a moment, in a test
-
-
-async def test_outbox_that_does_not_work_is_an_issue(
-    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
-) -> None:
-    folder = Path(hass.config.path(".storage", DOMAIN))
-    folder.parent.mkdir()  # a moment, in a test
-    folder.write_text("not a folder")  # noqa: ASYNC240
-    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
-    await set_up(hass, entry)
-    await wait_running(hass, entry)
-    issue = async_get_issues(hass).async_get_issue(DOMAIN, f"outbox_{entry.entry_id}")
-    assert issue is not None
-    assert issue.translation_placeholders is not None
-    assert issue.translation_placeholders["name"] == "127.0.0.1"
-
-    folder.unlink()  # noqa: ASYNC240
-    await wait_until(
-        lambda: async_get_issues(hass).async_get_issue(DOMAIN, f"outbox_{entry.entry_id}") is None,
-        8,
-        "the end of the issue",
-    )
 
 
 async def test_outbox_that_cannot_be_deleted(

@@ -4,7 +4,7 @@ The validators themselves run where the code is hosted (.github/workflows); thes
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import json
 from pathlib import Path
 import re
@@ -13,6 +13,7 @@ from typing import Any
 from awesomeversion import AwesomeVersion, AwesomeVersionStrategy
 import hass_frontend
 import homeassistant
+from homeassistant.helpers.entity import EntityDescription
 from homeassistant.util.yaml import load_yaml_dict
 from PIL import Image
 import pytest
@@ -21,11 +22,15 @@ from custom_components.quic_bridge import PLATFORMS
 from custom_components.quic_bridge.binary_sensor import CONNECTIONS
 from custom_components.quic_bridge.bridge.errors import ErrorCode
 from custom_components.quic_bridge.bridge.outbox_model import OutboxFault
-from custom_components.quic_bridge.bridge.routes import Direction
-from custom_components.quic_bridge.bridge.status import BridgeState, DropReason
+from custom_components.quic_bridge.bridge.routes import Direction, Qos0Policy, RetainedAtConnect, RetainMode
+from custom_components.quic_bridge.bridge.status import BridgeState, DropReason, Side
 from custom_components.quic_bridge.brokers import LocalMode
+from custom_components.quic_bridge.button import RECONNECT
 from custom_components.quic_bridge.const import DOMAIN
+from custom_components.quic_bridge.event import EVENTS, PAUSED, BridgeEvent
 from custom_components.quic_bridge.sensor import SENSORS
+from custom_components.quic_bridge.services import Action
+from custom_components.quic_bridge.switch import ENABLED
 
 from .ha_fixtures import PACKAGE, load_texts, placeholders
 
@@ -70,6 +75,25 @@ def code_strings() -> set[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
+
+
+def steps_in(module: str) -> set[str]:
+    """Return the steps of the flow in a module."""
+    (flow,) = (
+        node
+        for node in ast.parse((PACKAGE / module).read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Flow")
+    )
+    names = [node.name for node in flow.body if isinstance(node, ast.AsyncFunctionDef)]
+    # Another name of a step.
+    names += [
+        target.id
+        for node in flow.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    ]
+    return {name.removeprefix("async_step_") for name in names if name.startswith("async_step_")}
 
 
 # --- manifest.json and hacs.json --------------------------------------------------------------------------------------
@@ -139,8 +163,18 @@ def test_files() -> None:
     for platform in PLATFORMS:
         assert (PACKAGE / f"{platform}.py").exists()
     assert not (PACKAGE / "strings.json").exists()
-    assert not (PACKAGE / "services.yaml").exists()
-    assert "async_register" not in " ".join(path.read_text() for path in MODULES)
+
+
+def test_actions() -> None:
+    """Each action that is registered is described, with all its fields, and the other way round."""
+    described = load_yaml_dict(str(PACKAGE / "services.yaml"))
+    assert set(described) == {action.value for action in Action} == set(ICONS["services"])
+    keys = set[str]()
+    for action, description in described.items():
+        keys |= {f"services.{action}.{part}" for part in ("name", "description")}
+        for field in description["fields"]:
+            keys |= {f"services.{action}.fields.{field}.{part}" for part in ("name", "description")}
+    assert keys == {key for key in TEXTS if key.startswith("services.")}
 
 
 # --- translations and icons -------------------------------------------------------------------------------------------
@@ -177,18 +211,32 @@ def test_texts_of_values() -> None:
 
     codes = {code.value for code in ErrorCode}
     form_errors = {"invalid_host", "ca_invalid", "client_id_empty", "no_topics", "unknown"}
-    filters = {"filter_empty", "filter_invalid", "filter_hash", "filter_plus", "filter_shared"}
+    filters = {"filter_empty", "filter_invalid", "filter_hash", "filter_plus", "filter_shared", "filter_sys"}
     # An empty filter in a list is passed over.
     assert below("config.error.") == codes | form_errors | filters
-    assert below("config_subentries.route.error.") == filters | {"route_exists"}
+    targets = {"target_invalid", "target_wildcard", "target_capture", "target_one_way"}
+    others = {"exclude_invalid", "exclude_all", "route_exists", "site_invalid", "site_empty", "prefix_invalid"}
+    assert below("config_subentries.route.error.") == filters | targets | others
     assert below("entity.sensor.status.state.") == {state.value for state in BridgeState}
     for side in ("local", "remote"):
         assert below(f"entity.sensor.{side}_last_error.state.") == codes | {"none"}
     assert below("entity.sensor.messages_dropped.state_attributes.") == {f"{reason}.name" for reason in DropReason}
-    issues = {f"outbox_{fault}.{part}" for fault in OutboxFault for part in ("title", "description")}
-    assert below("issues.") == issues
+    event = "entity.event.events.state_attributes."
+    assert below(f"{event}event_type.state.") == {event.value for event in BridgeEvent}
+    assert below(f"{event}side.state.") == {side.value for side in Side}
+    assert below(f"{event}reason.state.") == codes | {reason.value for reason in DropReason} | {PAUSED}
+    issues = {f"outbox_{fault}" for fault in OutboxFault} | {f"subscriptions_refused_{side}" for side in Side}
+    assert below("issues.") == {f"{issue}.{part}" for issue in issues for part in ("title", "description")}
     assert below("selector.local_mode.options.") == {mode.value for mode in LocalMode}
-    assert below("selector.direction.options.") == {direction.value for direction in Direction}
+    for selector, values in (
+        ("direction", Direction),
+        ("retain", RetainMode),
+        ("retained", RetainedAtConnect),
+        ("qos_0", Qos0Policy),
+    ):
+        assert below(f"selector.{selector}.options.") == {value.value for value in values}
+    assert below("selector.side.options.") == {side.value for side in Side}
+    assert below("selector.max_qos.options.") == {"0", "1", "2"}
 
 
 def test_error_placeholders() -> None:
@@ -204,25 +252,30 @@ def test_error_placeholders() -> None:
 def test_keys_in_code_are_translated() -> None:
     """Each step and key of a text that is named in the code has a text, and the other way round."""
     strings = code_strings()
-    steps = {key.split(".")[2] for key in TEXTS if key.startswith("config.step.")}
-    methods = {
-        node.name.removeprefix("async_step_")
-        for path, tree in trees()
-        if path.name == "config_flow.py"
-        for cls in tree.body
-        if isinstance(cls, ast.ClassDef) and cls.name == "QuicBridgeConfigFlow"
-        for node in cls.body
-        if isinstance(node, ast.AsyncFunctionDef) and node.name.startswith("async_step_")
-    }
-    # These two only lead to others.
-    assert steps == methods - {"user", "reauth"}
-    for prefix in ("config.abort.", "selector."):
+    # These only lead to others.
+    for prefix, module, silent in (
+        ("config", "config_flow.py", {"user", "reauth"}),
+        ("config_subentries.route", "route_flow.py", {"back", "save"}),
+    ):
+        steps = {
+            key.removeprefix(f"{prefix}.step.").split(".")[0] for key in TEXTS if key.startswith(f"{prefix}.step.")
+        }
+        assert steps == steps_in(module) - silent
+    for prefix in ("config.abort.", "exceptions.", "selector."):
         for key in {key.removeprefix(prefix).split(".")[0] for key in TEXTS if key.startswith(prefix)}:
             assert key in strings, key
 
 
 def test_entities_have_names_and_icons() -> None:
-    for platform, descriptions in (("sensor", SENSORS), ("binary_sensor", CONNECTIONS)):
+    described: dict[str, Sequence[EntityDescription]] = {
+        "binary_sensor": CONNECTIONS,
+        "button": [RECONNECT],
+        "event": [EVENTS],
+        "sensor": SENSORS,
+        "switch": [ENABLED],
+    }
+    assert set(described) == set(PLATFORMS) == set(ICONS["entity"])
+    for platform, descriptions in described.items():
         keys = {description.translation_key for description in descriptions}
         assert keys == {description.key for description in descriptions}
         assert keys == set(ICONS["entity"][platform])
@@ -233,14 +286,16 @@ def test_icons() -> None:
     """Icons are icons of the frontend, and a state's icon is not the default one."""
     folder = Path(hass_frontend.__file__).parent / "static" / "mdi"
     known = {icon["name"] for icon in json.loads((folder / "iconList.json").read_text())}
+    used = [icons["service"] for icons in ICONS["services"].values()]
     for entities in ICONS["entity"].values():
         for icons in entities.values():
             states = icons.get("state", {}).values()
             assert icons["default"] not in states
-            for icon in (icons["default"], *states):
-                prefix, _, name = icon.partition(":")
-                assert prefix == "mdi"
-                assert name in known, icon
+            used += [icons["default"], *states]
+    for icon in used:
+        prefix, _, name = icon.partition(":")
+        assert prefix == "mdi"
+        assert name in known, icon
     states = set(ICONS["entity"]["sensor"]["status"]["state"])
     assert states <= {state.value for state in BridgeState}
 

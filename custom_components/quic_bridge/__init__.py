@@ -7,6 +7,8 @@ from typing import Final
 
 from homeassistant.const import Platform
 from homeassistant.core import HomeAssistant
+from homeassistant.helpers import config_validation as cv
+from homeassistant.helpers.typing import ConfigType
 
 from .bridge.check import forget_session
 from .bridge.config import BrokerConfig
@@ -14,15 +16,25 @@ from .bridge.errors import BridgeError
 from .bridge.outbox import Outbox, OutboxError
 from .bridge.status import Side
 from .brokers import local_broker, outbox_path, remote_broker
-from .const import CONF_LOCAL, CONF_REMOTE
+from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
 from .coordinator import QuicBridgeConfigEntry, QuicBridgeCoordinator
+from .services import async_setup_services
 
 _LOGGER = logging.getLogger(__name__)
 
 FAREWELL_TIMEOUT: Final = 4.0
 """Seconds for a broker to take note that the bridge was removed; a person waits for the removal meanwhile."""
 
-PLATFORMS = [Platform.BINARY_SENSOR, Platform.SENSOR]
+PLATFORMS = [Platform.BINARY_SENSOR, Platform.BUTTON, Platform.EVENT, Platform.SENSOR, Platform.SWITCH]
+
+
+CONFIG_SCHEMA = cv.config_entry_only_config_schema(DOMAIN)
+
+
+async def async_setup(hass: HomeAssistant, _config: ConfigType) -> bool:
+    """Set up what all bridges share: the actions."""
+    async_setup_services(hass)
+    return True
 
 
 async def async_setup_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> bool:

@@ -1,4 +1,4 @@
-"""From what Home Assistant has stored to what the bridge wants: broker and route configurations."""
+"""From what Home Assistant has stored to what the bridge wants: the brokers, and all of a bridge."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -12,20 +12,17 @@ from homeassistant.helpers.storage import STORAGE_DIR
 
 from .bridge.config import DEFAULT_TCP_PORT, BridgeConfig, BrokerConfig, OutboxConfig, TlsConfig, TransportKind
 from .bridge.errors import BridgeError, ErrorCode
-from .bridge.routes import Direction, Route
 from .const import (
     CONF_CA,
-    CONF_DIRECTION,
     CONF_LOCAL,
     CONF_MODE,
     CONF_REMOTE,
     CONF_SERVER_NAME,
-    CONF_TOPIC_FILTER,
     CONF_USE_TLS,
     CONF_VERIFY,
     DOMAIN,
-    SUBENTRY_ROUTE,
 )
+from .route_data import stored_routes
 
 MQTT_DOMAIN: Final = "mqtt"
 
@@ -130,14 +127,7 @@ def bridge_config(hass: HomeAssistant, entry: ConfigEntry) -> BridgeConfig:
     return BridgeConfig(
         outbox=OutboxConfig(path=outbox_path(hass, entry)),
         remote=remote_broker(entry.data[CONF_REMOTE]),
-        routes=tuple(
-            Route(
-                id=subentry.subentry_id,
-                direction=Direction(subentry.data[CONF_DIRECTION]),
-                topic_filter=subentry.data[CONF_TOPIC_FILTER],
-            )
-            for subentry in entry.get_subentries_of_type(SUBENTRY_ROUTE)
-        ),
+        routes=stored_routes(entry),
     )
 
 

@@ -7,14 +7,12 @@ from typing import Any, override
 
 from homeassistant.config_entries import (
     SOURCE_RECONFIGURE,
-    SOURCE_USER,
     ConfigEntry,
     ConfigEntryState,
     ConfigFlow,
     ConfigFlowResult,
     ConfigSubentryData,
     ConfigSubentryFlow,
-    SubentryFlowResult,
 )
 from homeassistant.const import CONF_CLIENT_ID, CONF_HOST, CONF_PORT
 from homeassistant.core import callback
@@ -27,11 +25,9 @@ from .bridge.errors import BridgeError
 from .bridge.status import Side
 from .brokers import LocalMode, local_broker, mqtt_entry, remote_broker
 from .const import (
-    CONF_DIRECTION,
     CONF_LOCAL,
     CONF_MODE,
     CONF_REMOTE,
-    CONF_TOPIC_FILTER,
     CONF_USE_TLS,
     DOMAIN,
     REAUTH_SIDE,
@@ -44,7 +40,6 @@ from .flow_forms import (
     LOCAL_SCHEMA,
     REAUTH_SCHEMA,
     REMOTE_SCHEMA,
-    ROUTE_SCHEMA,
     TOPICS_SCHEMA,
     FormError,
     async_broker_data,
@@ -52,9 +47,9 @@ from .flow_forms import (
     credentials,
     error_field,
     first_routes,
-    route_data,
-    route_title,
 )
+from .route_data import route_title, route_to_data
+from .route_flow import RouteSubentryFlow
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -159,11 +154,11 @@ class QuicBridgeConfigFlow(ConfigFlow, domain=DOMAIN):
             subentries=[
                 ConfigSubentryData(
                     subentry_type=SUBENTRY_ROUTE,
-                    title=route_title(direction, topic_filter),
+                    title=route_title(route),
                     unique_id=None,
-                    data={CONF_DIRECTION: direction.value, CONF_TOPIC_FILTER: topic_filter},
+                    data=route_to_data(route),
                 )
-                for topic_filter, direction in routes.items()
+                for route in routes
             ],
         )
 
@@ -258,42 +253,6 @@ class QuicBridgeConfigFlow(ConfigFlow, domain=DOMAIN):
         follows = side is Side.REMOTE and entry.title == stored[CONF_HOST]
         return self.async_update_and_abort(
             entry, title=broker[CONF_HOST] if follows else entry.title, data_updates={side.value: broker}
-        )
-
-
-class RouteSubentryFlow(ConfigSubentryFlow):
-    """Adds a route, or changes one."""
-
-    async def async_step_user(self, user_input: dict[str, Any] | None = None) -> SubentryFlowResult:
-        """Ask for a new route."""
-        return await self._async_step(SOURCE_USER, user_input)
-
-    async def async_step_reconfigure(self, user_input: dict[str, Any] | None = None) -> SubentryFlowResult:
-        """Ask for a route's new settings."""
-        return await self._async_step(SOURCE_RECONFIGURE, user_input)
-
-    async def _async_step(self, step_id: str, user_input: dict[str, Any] | None) -> SubentryFlowResult:
-        entry = self._get_entry()
-        changed = self._get_reconfigure_subentry() if step_id == SOURCE_RECONFIGURE else None
-        values: Mapping[str, Any] | None = user_input or (changed.data if changed else None)
-        errors: dict[str, str] = {}
-        placeholders: Mapping[str, str] = {}
-        if user_input is not None:
-            others = [route.data for route in entry.get_subentries_of_type(SUBENTRY_ROUTE) if route is not changed]
-            try:
-                data = route_data(user_input, others)
-            except FormError as error:
-                errors, placeholders = {error.field: error.key}, error.placeholders
-            else:
-                title = route_title(**data)
-                if changed is None:
-                    return self.async_create_entry(title=title, data=data)
-                return self.async_update_and_abort(entry, changed, title=title, data=data)
-        return self.async_show_form(
-            step_id=step_id,
-            data_schema=self.add_suggested_values_to_schema(ROUTE_SCHEMA, values),
-            errors=errors,
-            description_placeholders=placeholders,
         )
 
 

@@ -4,6 +4,10 @@ from typing import Final
 
 DOMAIN: Final = "quic_bridge"
 
+# entry.options
+CONF_PAUSED: Final = "paused"
+"""Whether the bridge is to rest; changed by its switch, and kept here because that outlasts a power cut."""
+
 # entry.data: one mapping for each broker.
 CONF_LOCAL: Final = "local"
 CONF_REMOTE: Final = "remote"
@@ -26,5 +30,21 @@ REAUTH_SIDE: Final = "reauth_side"
 """Key in a reauth flow's data: which broker refuses the credentials (a Side)."""
 
 SUBENTRY_ROUTE: Final = "route"
+
+# Keys of a route's data, besides Home Assistant's own (enabled, exclude, target). Those of the flow are sorted into
+# sections.
 CONF_DIRECTION: Final = "direction"
 CONF_TOPIC_FILTER: Final = "topic_filter"
+CONF_MAX_QOS: Final = "max_qos"
+CONF_RETAIN: Final = "retain"
+CONF_RETAINED: Final = "retained"
+CONF_QOS_0: Final = "qos_0"
+CONF_MAX_AGE: Final = "max_age"
+"""Seconds; None: no limit."""
+SECTION_SELECTION: Final = "selection"
+SECTION_RETAINED: Final = "retained_messages"
+SECTION_OUTAGE: Final = "outage"
+
+# Fields of the presets for routes (and Home Assistant's prefix).
+CONF_SITE: Final = "site"
+CONF_COMMANDS: Final = "commands"

@@ -1,21 +1,22 @@
 """Ties a bridge to Home Assistant: its status to entities and reauth, and changes of the mqtt entry to the bridge."""
 
+import asyncio
 import logging
 from typing import override
 
 from homeassistant.config_entries import SIGNAL_CONFIG_ENTRY_CHANGED, ConfigEntry, ConfigEntryChange
 from homeassistant.core import HassJob, HomeAssistant, callback
+from homeassistant.exceptions import ServiceValidationError
 from homeassistant.helpers.dispatcher import async_dispatcher_connect
-from homeassistant.helpers.issue_registry import IssueSeverity, async_create_issue, async_delete_issue
 from homeassistant.helpers.update_coordinator import DataUpdateCoordinator
 
 from .bridge.bridge import Bridge
 from .bridge.config import BrokerConfig
 from .bridge.errors import AUTHENTICATION_ERRORS, BridgeError
-from .bridge.outbox_model import OutboxFault
-from .bridge.status import BridgeStatus, LinkState, LinkStatus, OutboxStatus, Side
-from .brokers import MQTT_DOMAIN, bridge_config, local_broker, outbox_path, uses_home_assistant_broker
-from .const import CONF_LOCAL, DOMAIN, REAUTH_SIDE
+from .bridge.status import BridgeStatus, LinkState, LinkStatus, Side
+from .brokers import MQTT_DOMAIN, bridge_config, local_broker, uses_home_assistant_broker
+from .const import CONF_LOCAL, CONF_PAUSED, DOMAIN, REAUTH_SIDE
+from .issues import BridgeIssues
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -23,8 +24,8 @@ type QuicBridgeConfigEntry = ConfigEntry[QuicBridgeCoordinator]
 
 
 def _settings(entry: ConfigEntry) -> tuple[object, ...]:
-    """Return all of an entry that the bridge and its device are made from, but the routes."""
-    return entry.title, entry.data, entry.options
+    """Return all of an entry that a change of makes a new bridge: neither its routes nor whether it is paused."""
+    return entry.title, entry.data
 
 
 class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
@@ -35,16 +36,19 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
     def __init__(self, hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> None:
         """Make the bridge for `entry`; `async_start` starts it."""
         super().__init__(hass, _LOGGER, config_entry=entry, name=entry.title)
-        self.bridge = Bridge(bridge_config(hass, entry), self._local_broker, self._async_status_changed)
+        self.bridge = self._make_bridge()
         self.data = self.bridge.status
+        self._pausing = asyncio.Lock()
         self._settings = _settings(entry)
         self._refused: set[Side] = set()
         self._mqtt_broker = self._read_mqtt_broker()
-        self._outbox_issue = f"outbox_{entry.entry_id}"
-        self._outbox_fault: OutboxFault | None = None
+        self._issues = BridgeIssues(hass, entry)
+
+    def _make_bridge(self) -> Bridge:
+        return Bridge(bridge_config(self.hass, self.config_entry), self._local_broker, self._async_status_changed)
 
     async def async_start(self) -> None:
-        """Start the bridge; it connects in the background, however long that takes."""
+        """Start the bridge, unless it is paused; it connects in the background, however long that takes."""
         # A shutdown job runs while our tasks are still alive. Home Assistant does not unload entries when it stops.
         self.config_entry.async_on_unload(
             self.hass.async_add_shutdown_job(HassJob(self.async_shutdown, f"stop {self.name}"))
@@ -53,7 +57,8 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
             self.config_entry.async_on_unload(
                 async_dispatcher_connect(self.hass, SIGNAL_CONFIG_ENTRY_CHANGED, self._async_entry_changed)
             )
-        await self.bridge.start()
+        if not self.paused:
+            await self.bridge.start()
 
     @override
     async def async_shutdown(self) -> None:
@@ -64,7 +69,38 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         """
         await super().async_shutdown()
         await self.bridge.stop()
-        async_delete_issue(self.hass, DOMAIN, self._outbox_issue)
+        self._issues.async_clear()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the bridge is to rest."""
+        return bool(self.config_entry.options.get(CONF_PAUSED, False))
+
+    async def async_set_paused(self, paused: bool) -> None:
+        """Leave both brokers, which then keep messages for us, or go on; remembered over restarts."""
+        async with self._pausing:
+            if paused == self.paused or self._shutdown_requested:
+                return
+            options = {**self.config_entry.options, CONF_PAUSED: paused}
+            self.hass.config_entries.async_update_entry(self.config_entry, options=options)
+            if paused:
+                await self.bridge.stop()
+                self._issues.async_clear()
+            else:
+                self.bridge = self._make_bridge()
+                await self.bridge.start()
+            self.async_set_updated_data(self.bridge.status)
+
+    @callback
+    def async_reconnect(self, side: Side | None = None) -> None:
+        """Connect one side, or both, anew at once; ServiceValidationError while the bridge is paused."""
+        if self.paused:
+            raise ServiceValidationError(
+                translation_domain=DOMAIN,
+                translation_key="bridge_paused",
+                translation_placeholders={"name": self.config_entry.title},
+            )
+        self.bridge.reconnect(side)
 
     @property
     def settings_changed(self) -> bool:
@@ -102,7 +138,7 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         if not uses_home_assistant_broker(self.config_entry):
             # The credentials of Home Assistant's own broker are the mqtt integration's to ask for.
             self._async_check_credentials(Side.LOCAL, status.local)
-        self._async_check_outbox(status.outbox)
+        self._issues.async_follow(status)
         self.async_set_updated_data(status)
 
     @callback
@@ -118,27 +154,3 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         ):
             self._refused.add(side)
             self.config_entry.async_start_reauth(self.hass, data={REAUTH_SIDE: side.value})
-
-    @callback
-    def _async_check_outbox(self, outbox: OutboxStatus | None) -> None:
-        """Keep a repair issue while the Outbox does not work: else it would show only when messages are lost."""
-        fault = outbox.fault if outbox is not None else None
-        if fault is self._outbox_fault:
-            return
-        self._outbox_fault = fault
-        if outbox is None or fault is None:
-            async_delete_issue(self.hass, DOMAIN, self._outbox_issue)
-            return
-        async_create_issue(
-            self.hass,
-            DOMAIN,
-            self._outbox_issue,
-            is_fixable=False,
-            severity=IssueSeverity.WARNING,
-            translation_key=f"outbox_{fault}",
-            translation_placeholders={
-                "name": self.config_entry.title,
-                "path": str(outbox_path(self.hass, self.config_entry)),
-                "detail": outbox.error or "",
-            },
-        )

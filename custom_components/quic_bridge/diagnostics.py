@@ -6,14 +6,23 @@ import re
 from typing import Any, Final
 
 from homeassistant.components.diagnostics import REDACTED, async_redact_data
-from homeassistant.const import CONF_CLIENT_ID, CONF_HOST, CONF_PASSWORD, CONF_PORT, CONF_USERNAME
+from homeassistant.const import (
+    CONF_CLIENT_ID,
+    CONF_EXCLUDE,
+    CONF_HOST,
+    CONF_PASSWORD,
+    CONF_PORT,
+    CONF_TARGET,
+    CONF_USERNAME,
+)
 from homeassistant.core import HomeAssistant
 
 from .bridge.config import BrokerConfig
 from .bridge.errors import BridgeError
 from .brokers import local_broker, remote_broker
-from .const import CONF_CA, CONF_DIRECTION, CONF_LOCAL, CONF_REMOTE, CONF_SERVER_NAME, CONF_TOPIC_FILTER
+from .const import CONF_CA, CONF_LOCAL, CONF_REMOTE, CONF_SERVER_NAME, CONF_TOPIC_FILTER, SUBENTRY_ROUTE
 from .coordinator import QuicBridgeConfigEntry
+from .route_data import is_enabled, route_from_data, route_to_data
 
 _PRIVATE: Final = {
     CONF_HOST,
@@ -32,6 +41,8 @@ _SHORTEST: Final = 3
 
 _ADDRESS: Final = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b|\[[0-9A-Fa-f:.]*:[^]\s]*\]")
 """IPv4 and, in brackets, IPv6: what the host's name was resolved to."""
+_PLACE: Final = re.compile(r"[+#]|\{\d+\}|")
+"""A level that is a wildcard, stands for one (in a target), or is empty."""
 
 
 async def async_get_config_entry_diagnostics(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> dict[str, Any]:
@@ -59,13 +70,7 @@ async def async_get_config_entry_diagnostics(hass: HomeAssistant, entry: QuicBri
             },
             _PRIVATE,
         ),
-        "routes": [
-            {
-                CONF_DIRECTION: subentry.data[CONF_DIRECTION],
-                CONF_TOPIC_FILTER: _shape(subentry.data[CONF_TOPIC_FILTER]),
-            }
-            for subentry in entry.subentries.values()
-        ],
+        "routes": [_route(subentry.data) for subentry in entry.get_subentries_of_type(SUBENTRY_ROUTE)],
         "local_broker": local,
         "remote_broker": _broker(remote),
         "status": _without(words, async_redact_data(status, _PRIVATE)),
@@ -95,9 +100,20 @@ def _private_words(broker: BrokerConfig) -> Iterator[str]:
     return (word for word in words if word and len(word) >= _SHORTEST)
 
 
-def _shape(topic_filter: str) -> str:
-    """Keep a filter's wildcards and number of levels, which is what routing goes by, and no name."""
-    return "/".join(level if level in {"+", "#", ""} else "*" for level in topic_filter.split("/"))
+def _route(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a route without the names in its topics."""
+    route = route_to_data(route_from_data("", data), enabled=is_enabled(data))
+    return {
+        **route,
+        CONF_TOPIC_FILTER: _shape(route[CONF_TOPIC_FILTER]),
+        CONF_TARGET: _shape(route[CONF_TARGET]),
+        CONF_EXCLUDE: [_shape(topic_filter) for topic_filter in route[CONF_EXCLUDE]],
+    }
+
+
+def _shape(topic: str) -> str:
+    """Keep the wildcards and number of levels of a filter or target, which is what routing goes by, and no name."""
+    return "/".join(level if _PLACE.fullmatch(level) else "*" for level in topic.split("/"))
 
 
 def _without(words: list[str], value: object) -> object:

@@ -1,6 +1,6 @@
 """The forms of the config flow: their fields, and the way from what was typed to what is stored."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 import ipaddress
 from typing import Any, Final
 
@@ -28,18 +28,15 @@ import probatio
 
 from .bridge.config import DEFAULT_QUIC_PORT, DEFAULT_TCP_PORT
 from .bridge.errors import ErrorCode
-from .bridge.routes import Direction
-from .bridge.topics import validate_filter
+from .bridge.routes import Direction, Route
 from .brokers import LocalMode
 from .const import (
     CONF_CA,
     CONF_CA_FILE,
-    CONF_DIRECTION,
     CONF_MODE,
     CONF_RECEIVE,
     CONF_SEND,
     CONF_SERVER_NAME,
-    CONF_TOPIC_FILTER,
     CONF_USE_TLS,
     CONF_VERIFY,
     SECTION_ADVANCED,
@@ -103,18 +100,6 @@ REMOTE_SCHEMA: Final = probatio.Schema(
 REAUTH_SCHEMA: Final = probatio.Schema({**_CREDENTIALS, **_ADVANCED})
 TOPICS_SCHEMA: Final = probatio.Schema(
     {probatio.Optional(CONF_SEND): _TOPICS, probatio.Optional(CONF_RECEIVE): _TOPICS}
-)
-ROUTE_SCHEMA: Final = probatio.Schema(
-    {
-        probatio.Required(CONF_DIRECTION, default=Direction.TO_REMOTE.value): SelectSelector(
-            SelectSelectorConfig(
-                options=[direction.value for direction in Direction],
-                translation_key="direction",
-                mode=SelectSelectorMode.LIST,
-            )
-        ),
-        probatio.Required(CONF_TOPIC_FILTER): _TEXT,
-    }
 )
 
 _FIELDS: Final = {
@@ -242,43 +227,18 @@ def broker_form(stored: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def first_routes(user_input: Mapping[str, Any]) -> dict[str, Direction]:
-    """Return the routes, filter to direction, of the two lists of topics; raises FormError."""
-    routes: dict[str, Direction] = {}
+def first_routes(user_input: Mapping[str, Any]) -> list[Route]:
+    """Return the routes of the two lists of topics; raises FormError."""
+    routes: dict[str, Route] = {}
     for field, direction in ((CONF_SEND, Direction.TO_REMOTE), (CONF_RECEIVE, Direction.TO_LOCAL)):
         for text in user_input.get(field, ()):
             if not (topic_filter := text.strip()):
                 continue
-            if (problem := validate_filter(topic_filter)) is not None:
+            known = routes.get(topic_filter)
+            way = direction if known is None or known.direction is direction else Direction.BOTH
+            routes[topic_filter] = route = Route(id="", direction=way, topic_filter=topic_filter)
+            if (problem := route.problem()) is not None:
                 raise FormError(field, problem, {"topic": topic_filter})
-            routes[topic_filter] = direction if routes.get(topic_filter, direction) is direction else Direction.BOTH
     if not routes:
         raise FormError("base", "no_topics")
-    return routes
-
-
-def route_data(user_input: Mapping[str, Any], others: Collection[Mapping[str, Any]]) -> dict[str, str]:
-    """Return what is stored for a route; FormError if its filter is invalid or one of the `others` does the same."""
-    direction = Direction(user_input[CONF_DIRECTION])
-    topic_filter = user_input[CONF_TOPIC_FILTER].strip()
-    problem = validate_filter(topic_filter)
-    if problem is None and any(
-        topic_filter == other[CONF_TOPIC_FILTER] and _overlap(direction, Direction(other[CONF_DIRECTION]))
-        for other in others
-    ):
-        problem = "route_exists"
-    if problem is not None:
-        raise FormError(CONF_TOPIC_FILTER, problem, {"topic": topic_filter})
-    return {CONF_DIRECTION: direction.value, CONF_TOPIC_FILTER: topic_filter}
-
-
-def _overlap(first: Direction, second: Direction) -> bool:
-    return first is second or Direction.BOTH in {first, second}
-
-
-_ARROWS: Final = {Direction.TO_REMOTE: "→", Direction.TO_LOCAL: "←", Direction.BOTH: "↔"}
-
-
-def route_title(direction: str, topic_filter: str) -> str:
-    """Name a route in the user interface, in any language."""
-    return f"{_ARROWS[Direction(direction)]} {topic_filter}"
+    return list(routes.values())

@@ -117,6 +117,14 @@ BRIDGE_SENSORS: Final = (
         attributes_fn=_dropped,
     ),
     BridgeSensorDescription(
+        key="subscriptions_refused",
+        translation_key="subscriptions_refused",
+        state_class=SensorStateClass.MEASUREMENT,
+        entity_category=EntityCategory.DIAGNOSTIC,
+        value_fn=lambda status: sum(len(link.failed_filters) for link in (status.local, status.remote)),
+        attributes_fn=lambda status: {side.value: link_status(status, side).failed_filters for side in Side},
+    ),
+    BridgeSensorDescription(
         key="remote_round_trip_time",
         translation_key="remote_round_trip_time",
         device_class=SensorDeviceClass.DURATION,
@@ -174,6 +182,8 @@ class BridgeSensor(QuicBridgeEntity, SensorEntity):
     """One value of the bridge's status."""
 
     entity_description: BridgeSensorDescription
+    # Lists of topics, which may be long.
+    _unrecorded_attributes = frozenset({Side.LOCAL.value, Side.REMOTE.value})
 
     @override
     async def async_added_to_hass(self) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures of the QUIC transport's tests."""
+"""Fixtures of the transports' tests."""
 
 from collections.abc import AsyncIterator
 
@@ -7,12 +7,13 @@ import pytest
 from ..support.certs import Certificates
 from ..support.quic_front import Front
 from .quic_transport_support import Pair, connect
+from .tcp_transport_support import server_context
 from .transport_support import QUICK, Peer
 
 
 @pytest.fixture
 async def peer() -> AsyncIterator[Peer]:
-    """What lies behind the front."""
+    """A server on plain TCP: what a transport talks to, or what lies behind the front."""
     peer = Peer()
     await peer.start()
     yield peer
@@ -40,3 +41,12 @@ async def quick(front: Front, certs: Certificates, peer: Peer) -> AsyncIterator[
     pair = await connect(front, certs, peer, QUICK)
     yield pair
     pair.transport.abort()
+
+
+@pytest.fixture
+async def tls_peer(certs: Certificates) -> AsyncIterator[Peer]:
+    """A server on TLS."""
+    peer = Peer()
+    await peer.start(server_context(certs.server))
+    yield peer
+    await peer.stop()

@@ -197,6 +197,8 @@ class Numbers:
     """Numbered messages of QoS 1 and 2, both ways, until they are told to end; then all must have arrived."""
 
     STEP = 10
+    AHEAD = 200
+    """Messages that have not arrived yet, at which the publishers pause."""
 
     def __init__(self, scene: Scene) -> None:
         self.home, self.away = scene.clients()
@@ -223,8 +225,11 @@ class Numbers:
         self._tasks = [asyncio.create_task(self._publish(client, topic)) for client, topic in pairs]
 
     async def _publish(self, client: Client, prefix: str) -> None:
+        sink = self.sink(f"{prefix}/")
         while not self._ending:
-            await self.step(client, prefix)
+            sent = sum(number for topic, number in self.sent.items() if topic.startswith(prefix))
+            if sent - len(sink.messages) < self.AHEAD:
+                await self.step(client, prefix)
             await asyncio.sleep(0.005)
 
     async def step(self, client: Client, prefix: str, number: int = STEP) -> None:
@@ -247,7 +252,7 @@ class Numbers:
         await asyncio.gather(*self._tasks)
         await wait_until(lambda: not self.missing(), timeout, "the last message")
         for topic, number in self.sent.items():
-            arrived = [int(message.payload) for message in self._sink(topic).messages if message.topic == topic]
+            arrived = [int(message.payload) for message in self.sink(topic).messages if message.topic == topic]
             assert list(dict.fromkeys(arrived)) == list(range(number)), f"order on {topic}"
             if topic.endswith("/2"):
                 assert arrived == list(range(number)), f"copies on {topic}"
@@ -256,10 +261,11 @@ class Numbers:
         """How many have not arrived."""
         missing = {}
         for topic, number in self.sent.items():
-            arrived = {message.payload for message in self._sink(topic).messages if message.topic == topic}
+            arrived = {message.payload for message in self.sink(topic).messages if message.topic == topic}
             if len(arrived) < number:
                 missing[topic] = number - len(arrived)
         return missing
 
-    def _sink(self, topic: str) -> Client:
+    def sink(self, topic: str) -> Client:
+        """Where messages of that topic arrive."""
         return self.away if topic.startswith("up/") else self.home

@@ -160,5 +160,6 @@ def test_acknowledgements(packet_type: int, first: int) -> None:
         packet = codec.encode_ack(packet_type, 0x1234, reason)
         assert packet[0] == first
         assert codec.decode_ack(2, packet) == (0x1234, reason)
-    with pytest.raises(codec.MalformedPacketError):
-        codec.decode_ack(2, b"\x40\x01\x00")
+    for cut_or_zero in (b"\x40\x01\x00", b"\x50\x02\x00\x00"):
+        with pytest.raises(codec.MalformedPacketError):
+            codec.decode_ack(2, cut_or_zero)

@@ -311,7 +311,7 @@ async def test_refused_credentials_are_no_storm(
         code, expected = v3_code, ErrorCode.NOT_AUTHORIZED if v3_code == 5 else expected
     refusal = refuse_connect({4: 0x86, 5: 0x87, 2: 0x85}.get(code, code))
     scene.front.add_rule(refusal)
-    scene.backoff = replace(scene.backoff, refused_base=0.3, refused_cap=0.3)
+    scene.backoff = replace(scene.backoff, refused_base=0.2, refused_cap=0.2)
     times: list[float] = []
     scene.front.policy.on_connect = lambda connection: (
         times.append(asyncio.get_running_loop().time()) if connection.v5 == (version == 5) else None
@@ -327,11 +327,11 @@ async def test_refused_credentials_are_no_storm(
     assert link.protocol == ("5" if version == 5 else "3.1.1")
     assert elapsed < AT_ONCE
     await wait_until(lambda: len(times) >= 3, 5, "third attempt")
-    assert all(after - earlier >= 0.14 for earlier, after in pairwise(times))
+    assert all(after - earlier >= 0.1 for earlier, after in pairwise(times))
     assert LinkState.CONNECTED not in scene.states()
     assert all(status.state is not BridgeState.RUNNING for _, status in scene.history)
     scene.front.clear_rules()
-    await back_again(scene)
+    await scene.running()
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from pathlib import Path
 import random
 import socket
-import ssl
 
 import pytest
 import pytest_socket
@@ -16,60 +13,12 @@ from custom_components.quic_bridge.bridge.errors import BridgeError, ErrorCode
 from custom_components.quic_bridge.bridge.transport import TcpTransport, addresses, make_transport
 from custom_components.quic_bridge.bridge.transport.base import HIGH_WATER, LOW_WATER
 
-from ..support.certs import Certificate, Certificates
-from ..support.mosquitto import Mosquitto, MosquittoOptions
+from ..support.certs import Certificates
 from ..support.processes import free_port, wait_until
-from .transport_support import MAX_READ, Peer, PeerConnection, Receiver, open_files, tcp_config
+from .tcp_transport_support import Pair, connect, refusal, server_context
+from .transport_support import MAX_READ, Peer, Receiver, open_files, tcp_config
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
-
-
-def server_context(certificate: Certificate, client_ca: Path | None = None) -> ssl.SSLContext:
-    """Make the server's side of TLS."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate.cert_file, certificate.key_file)
-    if client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(client_ca)
-    return context
-
-
-class Pair:
-    """A connected transport and the peer's end of it."""
-
-    def __init__(self, transport: TcpTransport, receiver: Receiver, far: PeerConnection) -> None:
-        """See `connect`."""
-        self.transport = transport
-        self.receiver = receiver
-        self.far = far
-
-
-async def connect(peer: Peer, tls: TlsConfig | None = None) -> Pair:
-    """Connect a transport to the peer."""
-    transport = TcpTransport(tcp_config(peer.address, tls=tls))
-    receiver = Receiver()
-    receiver.transport = transport
-    number = len(peer.connections) + 1
-    await transport.connect(receiver)
-    return Pair(transport, receiver, await peer.connection(number))
-
-
-@pytest.fixture
-async def peer() -> AsyncIterator[Peer]:
-    """A server on plain TCP."""
-    peer = Peer()
-    await peer.start()
-    yield peer
-    await peer.stop()
-
-
-@pytest.fixture
-async def tls_peer(certs: Certificates) -> AsyncIterator[Peer]:
-    """A server on TLS."""
-    peer = Peer()
-    await peer.start(server_context(certs.server))
-    yield peer
-    await peer.stop()
 
 
 @pytest.fixture(params=["tcp", "tls"])
@@ -82,20 +31,6 @@ async def pair(request: pytest.FixtureRequest, certs: Certificates) -> AsyncIter
     yield pair
     pair.transport.abort()
     await peer.stop()
-
-
-async def refusal(transport: TcpTransport) -> BridgeError:
-    """Connect, and return why that is impossible: told by `connect` or, late, by `connection_lost`."""
-    receiver = Receiver()
-    try:
-        await transport.connect(receiver)
-    except BridgeError as error:
-        assert not receiver.lost
-        return error
-    try:
-        return await receiver.wait_lost()
-    finally:
-        transport.abort()
 
 
 # Data
@@ -218,7 +153,7 @@ async def test_silence_ends_with_the_deadline() -> None:
         started = loop.time()
         error = await refusal(TcpTransport(tcp_config(listener.getsockname(), connect_timeout=0.4)))
     assert error.code is ErrorCode.NO_ANSWER
-    assert 0.35 < loop.time() - started < 1.0
+    assert 0.35 < loop.time() - started < 3
 
 
 async def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,189 +196,6 @@ async def test_all_addresses_are_tried(peer: Peer, monkeypatch: pytest.MonkeyPat
     await wait_until(lambda: open_files() == before)
 
 
-async def test_an_address_that_fails_late_does_not_disturb_the_next(
-    certs: Certificates, tls_peer: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first address has a broker with a bad certificate: its connection dies while we dial the second."""
-    pytest_socket.socket_allow_hosts(["127.0.0.1", "127.0.0.2"], allow_unix_socket=True)
-    port = tls_peer.address[1]
-    other = await asyncio.start_server(lambda *_: None, "127.0.0.2", port, ssl=server_context(certs.expired))
-
-    async def resolve(*_: object, **__: object) -> list[object]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in ("127.0.0.2", "127.0.0.1")]
-
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
-    tls = TlsConfig(ca=certs.ca_pem, server_name="localhost")
-    transport = TcpTransport(tcp_config(("broker.invalid", port), tls=tls))
-    receiver = Receiver()
-    await transport.connect(receiver)
-    assert transport.status.address == f"127.0.0.1:{port}"
-    transport.write(b"well")
-    await (await tls_peer.connection()).wait_data(4)
-    assert not receiver.lost
-    data = random.randbytes(100_000)
-    transport.write(data)
-    await transport.close()
-    assert (await tls_peer.connections[0].wait_data(100_004))[4:] == data
-    other.close()
-    await other.wait_closed()
-
-
-@pytest.mark.parametrize(
-    ("server", "code"),
-    [
-        ("expired", ErrorCode.CERTIFICATE_EXPIRED),
-        ("other_name", ErrorCode.CERTIFICATE_NAME),
-        ("untrusted_server", ErrorCode.CERTIFICATE_UNTRUSTED),
-    ],
-)
-async def test_a_bad_certificate_is_refused_by_its_cause(certs: Certificates, server: str, code: ErrorCode) -> None:
-    peer = Peer()
-    await peer.start(server_context(getattr(certs, server)))
-    error = await refusal(TcpTransport(tcp_config(peer.address, tls=TlsConfig(ca=certs.ca_pem))))
-    assert error.code is code
-    await peer.stop()
-
-
-async def test_the_usual_authorities_are_the_default(tls_peer: Peer) -> None:
-    error = await refusal(TcpTransport(tcp_config(tls_peer.address, tls=TlsConfig())))
-    assert error.code is ErrorCode.CERTIFICATE_UNTRUSTED
-    assert "usual authorities" in error.text
-
-
-async def test_another_server_name_or_no_check_at_all(certs: Certificates) -> None:
-    peer = Peer()
-    await peer.start(server_context(certs.other_name))
-    for tls in (
-        TlsConfig(ca=certs.ca_pem, server_name="broker.example.org"),
-        TlsConfig(ca=certs.ca_pem, check_name=False),
-        TlsConfig(verify=False),
-    ):
-        transport = TcpTransport(tcp_config(peer.address, tls=tls))
-        await transport.connect(Receiver())
-        await transport.close()
-    await peer.stop()
-
-
-async def test_tls_towards_a_plain_port(certs: Certificates, peer: Peer) -> None:
-    peer.echo = True
-    tls = TlsConfig(ca=certs.ca_pem)
-    error = await refusal(TcpTransport(tcp_config(peer.address, tls=tls)))
-    assert error.code is ErrorCode.TLS_FAILED
-    peer.echo = False
-    peer.greeting = b"220 I am something else entirely\r\n"
-    error = await refusal(TcpTransport(tcp_config(peer.address, tls=tls)))
-    assert error.code is ErrorCode.TLS_FAILED
-    assert "plain MQTT port" in error.text
-
-
-async def test_tls_towards_a_port_that_hangs_up(certs: Certificates) -> None:
-    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
-    address = server.sockets[0].getsockname()
-    error = await refusal(TcpTransport(tcp_config(address, tls=TlsConfig(ca=certs.ca_pem))))
-    assert error.code is ErrorCode.TLS_FAILED
-    assert "plain MQTT port" in error.text
-    server.close()
-    await server.wait_closed()
-
-
-async def test_tls_towards_a_port_that_says_nothing(certs: Certificates, peer: Peer) -> None:
-    started = asyncio.get_running_loop().time()
-    error = await refusal(TcpTransport(tcp_config(peer.address, tls=TlsConfig(ca=certs.ca_pem), connect_timeout=0.4)))
-    assert error.code is ErrorCode.NO_ANSWER
-    assert "TLS" in error.text
-    assert asyncio.get_running_loop().time() - started < 1.0
-
-
-def serve_one(listener: socket.socket, context: ssl.SSLContext) -> bytes:
-    """Serve one connection, blocking: unlike asyncio's, this server sends its alerts. Return what it got."""
-    sock, _ = listener.accept()
-    sock.settimeout(5)
-    with context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False) as session:
-        got = b""
-        try:
-            session.do_handshake()
-            got = session.recv(100)
-        except ssl.SSLError:
-            session.shutdown(socket.SHUT_WR)
-            while session.recv(65536):
-                pass
-        return got
-
-
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_client_certificates(certs: Certificates, version: ssl.TLSVersion) -> None:
-    context = server_context(certs.server, certs.ca_file)
-    context.maximum_version = version
-    good, bad = certs.client, certs.untrusted_client
-    ours = TlsConfig(ca=certs.ca_pem, certificate=good.pem, private_key=good.key_pem)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = listener.getsockname()
-
-        async def attempt(tls: TlsConfig) -> ErrorCode:
-            serving = asyncio.get_running_loop().run_in_executor(None, serve_one, listener, context)
-            code = (await refusal(TcpTransport(tcp_config(address, tls=tls)))).code
-            assert await serving == b""
-            return code
-
-        # Before TLS 1.3 there is no alert for "none", and OpenSSL uses "handshake failure".
-        assert await attempt(TlsConfig(ca=certs.ca_pem)) is (
-            ErrorCode.CLIENT_CERTIFICATE_REQUIRED if version is ssl.TLSVersion.TLSv1_3 else ErrorCode.TLS_FAILED
-        )
-        theirs = replace(ours, certificate=bad.pem, private_key=bad.key_pem)
-        assert await attempt(theirs) is ErrorCode.CLIENT_CERTIFICATE_REFUSED
-        error = await refusal(TcpTransport(tcp_config(address, tls=replace(ours, private_key=bad.key_pem))))
-        assert error.code is ErrorCode.CLIENT_CERTIFICATE_INVALID
-
-        serving = asyncio.get_running_loop().run_in_executor(None, serve_one, listener, context)
-        transport = TcpTransport(tcp_config(address, tls=ours))
-        await transport.connect(Receiver())
-        assert transport.status.version == ("TLSv1.3" if version is ssl.TLSVersion.TLSv1_3 else "TLSv1.2")
-        transport.write(b"in")
-        assert await serving == b"in"
-        await transport.close()
-
-
-async def test_the_server_hears_why_its_certificate_is_refused(certs: Certificates) -> None:
-    context = server_context(certs.server)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        heard: list[str] = []
-
-        def serve() -> None:
-            sock, _ = listener.accept()
-            sock.settimeout(5)
-            with sock, pytest.raises(ssl.SSLError) as error:
-                context.wrap_socket(sock, server_side=True)
-            heard.append(error.value.reason)
-
-        serving = asyncio.get_running_loop().run_in_executor(None, serve)
-        config = tcp_config(listener.getsockname(), tls=TlsConfig(ca=certs.other_authority.pem))
-        assert (await refusal(TcpTransport(config))).code is ErrorCode.CERTIFICATE_UNTRUSTED
-        await serving
-    assert heard == ["TLSV1_ALERT_UNKNOWN_CA"]
-
-
-async def test_client_certificates_of_mosquitto(certs: Certificates, tmp_path: Path) -> None:
-    options = MosquittoOptions(tls=certs.server, client_ca_file=certs.ca_file)
-    async with Mosquitto(tmp_path, options) as broker:
-        address = (broker.host, broker.tls_port)
-        error = await refusal(TcpTransport(tcp_config(address, tls=TlsConfig(ca=certs.ca_pem))))
-        assert error.code is ErrorCode.CLIENT_CERTIFICATE_REQUIRED
-        bad = certs.untrusted_client
-        tls = TlsConfig(ca=certs.ca_pem, certificate=bad.pem, private_key=bad.key_pem)
-        error = await refusal(TcpTransport(tcp_config(address, tls=tls)))
-        assert error.code is ErrorCode.CLIENT_CERTIFICATE_REFUSED
-
-
-async def test_plain_towards_a_tls_port(tls_peer: Peer) -> None:
-    transport = TcpTransport(tcp_config(tls_peer.address))
-    receiver = Receiver()
-    await transport.connect(receiver)
-    transport.write(b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x1e\x00\x00")
-    error = await receiver.wait_lost()
-    assert error.code is ErrorCode.CLOSED_BY_BROKER
-
-
 # The broker ends it
 
 
@@ -468,6 +220,12 @@ async def test_a_reset_of_the_connection(pair: Pair) -> None:
     assert error.code is ErrorCode.CLOSED_BY_BROKER
 
 
+async def test_a_network_that_gives_up(pair: Pair) -> None:
+    """What the kernel reports when nothing was acknowledged for many minutes."""
+    pair.transport.connection_lost(TimeoutError("Connection timed out"))
+    assert [error.code for error in pair.receiver.lost] == [ErrorCode.PING_TIMEOUT]
+
+
 async def test_the_end_does_not_wait_for_what_the_broker_will_not_read(peer: Peer) -> None:
     pair = await connect(peer)
     pair.far.pause()
@@ -476,7 +234,7 @@ async def test_the_end_does_not_wait_for_what_the_broker_will_not_read(peer: Pee
     assert pair.transport.backlog > HIGH_WATER
     assert pair.far.transport is not None
     pair.far.transport.write_eof()
-    error = await pair.receiver.wait_lost(1.0)
+    error = await pair.receiver.wait_lost(3)
     assert error.code is ErrorCode.CLOSED_BY_BROKER
     assert pair.transport.backlog == 0
 
@@ -512,7 +270,7 @@ async def test_close_does_not_wait_for_ever(pair: Pair) -> None:
     pair.transport.write(bytes(20_000_000))
     started = asyncio.get_running_loop().time()
     await asyncio.gather(pair.transport.close(), pair.transport.close())
-    assert 0.9 < asyncio.get_running_loop().time() - started < 1.6
+    assert 0.9 < asyncio.get_running_loop().time() - started < 3
     assert not pair.receiver.lost
 
 
@@ -534,7 +292,7 @@ async def test_close_while_reading_is_paused(pair: Pair) -> None:
     pair.transport.pause_reading()
     started = asyncio.get_running_loop().time()
     await pair.transport.close()
-    assert asyncio.get_running_loop().time() - started < 0.5
+    assert asyncio.get_running_loop().time() - started < 0.95
     await wait_until(lambda: pair.far.closed or pair.far.eof)
 
 

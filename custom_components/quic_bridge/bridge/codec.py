@@ -284,7 +284,20 @@ def encode_ack(packet_type: int, mid: int, reason: int = 0) -> bytes:
 
 def decode_ack(header: int, packet: bytes) -> tuple[int, int]:
     """Packet identifier and reason code (0 where there is none). Raises MalformedPacketError."""
-    if len(packet) < header + 2:
+    mid = packet[header] << 8 | packet[header + 1] if len(packet) >= header + 2 else 0
+    if not mid:
         raise MalformedPacketError("acknowledgement without a packet identifier")
-    reason = packet[header + 2] if len(packet) > header + 2 else 0
-    return packet[header] << 8 | packet[header + 1], reason
+    return mid, packet[header + 2] if len(packet) > header + 2 else 0
+
+
+def decode_suback(header: int, packet: bytes, *, v5: bool) -> tuple[int, list[int]]:
+    """Packet identifier and reason codes of a SUBACK or UNSUBACK. Raises MalformedPacketError."""
+    start = header + 2
+    if len(packet) < start:
+        raise MalformedPacketError("SUBACK without a packet identifier")
+    if v5:
+        length, start = decode_length(packet, start)
+        start += length
+        if start > len(packet):
+            raise MalformedPacketError("SUBACK properties are longer than the packet")
+    return packet[header] << 8 | packet[header + 1], list(packet[start:])

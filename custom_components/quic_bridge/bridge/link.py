@@ -204,7 +204,7 @@ class Link:
     async def resubscribe(self) -> None:
         """Follow changed routes: subscribe what is new, unsubscribe what is gone. If not connected, on connecting."""
         session = self._session
-        if session is None or self._state is not LinkState.CONNECTED:
+        if session is None or not session.connected:
             return
         try:
             await self._subscribe(session)

@@ -8,6 +8,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.properties import MQTTException, Properties
 
+from . import codec
 from .config import BrokerConfig
 
 if TYPE_CHECKING:
@@ -18,6 +19,22 @@ MQTT_3_1_1: Final = 4
 
 PAHO_ERRORS: Final = (MQTTException, ValueError, IndexError, KeyError, TypeError, struct.error)
 """What paho raises on malformed packets and unusable values."""
+
+_MAXIMUM_PACKET_SIZE: Final = 0x27
+_USER_PROPERTY: Final = 0x26
+# Length of the properties of fixed size in a CONNACK; all others are length-prefixed.
+_CONNACK_PROPERTY_SIZES: Final = {
+    0x11: 4,
+    0x13: 2,
+    0x21: 2,
+    0x22: 2,
+    0x24: 1,
+    0x25: 1,
+    _MAXIMUM_PACKET_SIZE: 4,
+    0x28: 1,
+    0x29: 1,
+    0x2A: 1,
+}
 
 
 class ByteSocket:
@@ -102,3 +119,27 @@ def reason_string(packet_type: int, block: bytes) -> str:
         return ""
     text = getattr(properties, "ReasonString", "")
     return text[:200] if isinstance(text, str) else ""
+
+
+def readable_connack(header: int, packet: bytes) -> bytes:
+    """Lower a Maximum Packet Size that paho takes for an error, as it is larger than any packet can be.
+
+    Four bytes may say up to 4 GiB (MQTT 5, 3.2.2.3.6); HiveMQ's default is 268435460. What is malformed stays so.
+    Raises MalformedPacketError.
+    """
+    length, position = codec.decode_length(packet, header + 2)
+    end = min(position + length, len(packet))
+    while position < end:
+        identifier = packet[position]
+        value = position + 1
+        size = _CONNACK_PROPERTY_SIZES.get(identifier)
+        if identifier == _MAXIMUM_PACKET_SIZE:
+            limit = min(int.from_bytes(packet[value : value + 4]), codec.MAX_REMAINING_LENGTH)
+            return packet[:value] + limit.to_bytes(4) + packet[value + 4 :]
+        position = value
+        if size is not None:
+            position += size
+        else:
+            for _ in range(2 if identifier == _USER_PROPERTY else 1):
+                position += 2 + int.from_bytes(packet[position : position + 2])
+    return packet

@@ -22,7 +22,16 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from . import codec
 from .config import BrokerConfig
 from .errors import BridgeError, ErrorCode
-from .paho_client import MQTT_5, PAHO_ERRORS, ByteSocket, PahoClient, make_properties, number, reason_string
+from .paho_client import (
+    MQTT_5,
+    PAHO_ERRORS,
+    ByteSocket,
+    PahoClient,
+    make_properties,
+    number,
+    readable_connack,
+    reason_string,
+)
 from .reasons import connack_error, disconnect_error, stream_error
 from .routes import RetainedAtConnect, Subscription
 from .topics import has_wildcards
@@ -133,8 +142,6 @@ class MqttSession(TransportReceiver):
         self._socket = ByteSocket(transport.write)
         self._paho = PahoClient(config, protocol, self._socket, self._free_mid, clean=clean)
         self._paho.on_connect = self._on_connect
-        self._paho.on_subscribe = self._on_suback
-        self._paho.on_unsubscribe = self._on_unsuback
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._connack: asyncio.Future[None] = loop.create_future()
@@ -250,9 +257,6 @@ class MqttSession(TransportReceiver):
             retain=bool(number(props, "RetainAvailable", 1)),
             wildcards=bool(number(props, "WildcardSubscriptionAvailable", 1)),
         )
-        if not self.limits.window or not self.limits.max_packet:
-            # Forbidden (MQTT 5, 3.2.2.3), and obeying it would hold or drop every message.
-            raise codec.MalformedPacketError("CONNACK with a Receive Maximum or Maximum Packet Size of 0")
         self._keepalive = number(props, "ServerKeepAlive", self.config.keepalive)
         self.session_present = flags.session_present
         self.connected = True
@@ -309,22 +313,13 @@ class MqttSession(TransportReceiver):
             if self.connected:
                 self._acks.target_writable()
 
-    def _on_suback(
-        self, _client: paho.Client, _userdata: None, mid: int, reasons: list[ReasonCode], _props: Properties | None
-    ) -> None:
+    def _take_suback(self, header: int, packet: bytes) -> None:
+        """Take a SUBACK or UNSUBACK. paho gives up on reason codes that it does not know."""
+        self._require_connected(packet[0])
+        mid, codes = codec.decode_suback(header, packet, v5=self.v5)
         future = self._subacks.get(mid)
         if future is not None and not future.done():
-            future.set_result([reason.value for reason in reasons])
-
-    def _on_unsuback(
-        self,
-        client: paho.Client,
-        userdata: None,
-        mid: int,
-        reasons: list[ReasonCode],
-        props: Properties | None,
-    ) -> None:
-        self._on_suback(client, userdata, mid, reasons, props)
+            future.set_result(codes)
 
     def _free_mid(self) -> int:
         """Count down from the top: brokers, whose identifiers the forwarder keeps, count up from 1."""
@@ -385,7 +380,11 @@ class MqttSession(TransportReceiver):
                 text = reason_string(PacketTypes.CONNACK, body[2:]) if self.v5 else ""
                 self.fail(connack_error(body[1], text))
                 return
-        elif packet_type not in {codec.SUBACK, codec.UNSUBACK}:
+            packet = readable_connack(header, packet) if self.v5 else packet
+        elif packet_type in {codec.SUBACK, codec.UNSUBACK}:
+            self._take_suback(header, packet)
+            return
+        else:
             raise codec.MalformedPacketError(f"packet of type {packet_type >> 4} from a broker")
         self._socket.feed(packet)
         try:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 import errno
+import functools
 import logging
 import socket
 from typing import Final, override
@@ -32,6 +33,15 @@ class Address:
     def __str__(self) -> str:
         host, port = self.sockaddr[:2]
         return f"[{host}]:{port}" if self.family == socket.AF_INET6 else f"{host}:{port}"
+
+
+async def in_executor[**P, T](deadline: float, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do something that blocks, in a thread; `deadline` is in the loop's time. Raises BridgeError INTERNAL after it."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await asyncio.get_running_loop().run_in_executor(None, functools.partial(work, *args, **kwargs))
+    except TimeoutError:
+        raise BridgeError(ErrorCode.INTERNAL, "This host was too busy to read the TLS settings in time") from None
 
 
 async def resolve(host: str, port: int, kind: socket.SocketKind, deadline: float) -> list[Address]:

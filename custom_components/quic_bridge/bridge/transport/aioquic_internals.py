@@ -6,7 +6,6 @@ tests/bridge/test_aioquic_internals.py, so that an upgrade fails there and not i
 
 from collections.abc import Callable
 import hmac
-import logging
 import ssl
 from typing import Any, Final, cast, override
 
@@ -50,8 +49,6 @@ _ALERTS: Final = {
     ErrorCode.CERTIFICATE_EXPIRED: tls.AlertDescription.certificate_expired,
     ErrorCode.CERTIFICATE_UNTRUSTED: tls.AlertDescription.unknown_ca,
 }
-
-_LOGGER = logging.getLogger(__name__)
 
 type CertificateCheck = Callable[[x509.Certificate, list[x509.Certificate]], None]
 """Returns if the peer's certificate (and the chain it sent) is good, else raises BridgeError."""

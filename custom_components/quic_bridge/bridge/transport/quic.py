@@ -13,7 +13,7 @@ from ..config import BrokerConfig, TlsConfig, TransportKind
 from ..errors import BridgeError, ErrorCode
 from ..status import TransportStatus
 from ..tls import CertificateVerifier, ClientIdentity, server_name
-from .addresses import Address, no_answer, resolve, try_addresses
+from .addresses import Address, in_executor, no_answer, resolve, try_addresses
 from .aioquic_internals import CertificateCheck, ClientConnection
 from .base import TransportReceiver
 from .quic_driver import QuicDriver
@@ -102,7 +102,7 @@ class QuicTransport:
         deadline = loop.time() + config.quic.handshake_timeout
         tls = config.tls or TlsConfig()
         name = server_name(config)
-        identity, verify = await loop.run_in_executor(None, _load_tls, tls, name)
+        identity, verify = await in_executor(deadline, _load_tls, tls, name)
         addresses = await resolve(config.host, config.port, socket.SOCK_DGRAM, deadline)
 
         async def dial(address: Address, deadline: float) -> None:

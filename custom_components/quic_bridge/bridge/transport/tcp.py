@@ -11,7 +11,7 @@ from ..config import BrokerConfig, TlsConfig, TransportKind
 from ..errors import BridgeError, ErrorCode
 from ..status import TransportStatus
 from ..tls import make_ssl_context, server_name, ssl_error
-from .addresses import Address, no_answer, reach_error, resolve, try_addresses
+from .addresses import Address, in_executor, no_answer, reach_error, resolve, try_addresses
 from .base import HIGH_WATER, LOW_WATER, TransportReceiver
 from .tls_stream import TlsStream
 
@@ -107,7 +107,7 @@ class TcpTransport(asyncio.BufferedProtocol):
         context: ssl.SSLContext | None = None
         if config.tls is not None:
             self._server_name = server_name(config)
-            context = await loop.run_in_executor(None, make_ssl_context, config.tls)
+            context = await in_executor(deadline, make_ssl_context, config.tls)
         addresses = await resolve(config.host, config.port, socket.SOCK_STREAM, deadline)
 
         async def dial(address: Address, deadline: float) -> None:
@@ -286,7 +286,9 @@ class TcpTransport(asyncio.BufferedProtocol):
         self._lost.set()
         if isinstance(exc, TimeoutError):
             self._ended(
-                BridgeError(ErrorCode.NO_ANSWER, "The network gave up on the TCP connection: nothing is acknowledged")
+                BridgeError(
+                    ErrorCode.PING_TIMEOUT, "The network gave up on the TCP connection: nothing is acknowledged"
+                )
             )
         else:
             self._ended(self._hang_up(exc))

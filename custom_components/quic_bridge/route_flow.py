@@ -1,0 +1,201 @@
+"""Routes in the user interface: presets, all that a route can do, and a look at it before it is stored."""
+
+from collections.abc import Callable, Coroutine, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from homeassistant.config_entries import SOURCE_RECONFIGURE, ConfigSubentry, ConfigSubentryFlow, SubentryFlowResult
+from homeassistant.const import CONF_ENABLED
+import probatio
+
+from .bridge.routes import Route
+from .const import CONF_TOPIC_FILTER, SUBENTRY_ROUTE
+from .flow_forms import FormError
+from .route_data import (
+    RouteWarning,
+    code,
+    is_enabled,
+    preview,
+    route_from_data,
+    route_title,
+    route_to_data,
+    warnings,
+)
+from .route_forms import (
+    PRESETS,
+    ROUTE_SCHEMA,
+    STORED_ROUTE_SCHEMA,
+    preset_routes,
+    refuse_copies,
+    route_from_form,
+    route_to_form,
+)
+
+_CAPTURES: Final = {"first": "{1}", "second": "{2}"}
+"""Braces for texts, in which they would begin a placeholder."""
+
+
+class RouteSubentryFlow(ConfigSubentryFlow):
+    """Adds routes, or changes one; shows what they will do, and what may be wrong, before they are stored."""
+
+    def __init__(self) -> None:
+        """Begin without a route."""
+        self._drafts: list[Route] = []
+        self._enabled = True
+        self._warnings: list[RouteWarning] = []
+        self._typed: dict[str, Any] | None = None
+        self._form_step: Callable[[], Coroutine[Any, Any, SubentryFlowResult]] = self.async_step_user
+
+    # --- forms --------------------------------------------------------------------------------------------------------
+
+    async def async_step_user(self, _: dict[str, Any] | None = None) -> SubentryFlowResult:
+        """Choose a preset, or none."""
+        return self.async_show_menu(step_id="user", menu_options=[*PRESETS, "custom"])
+
+    async def async_step_everything(self, user_input: dict[str, Any] | None = None) -> SubentryFlowResult:
+        """Ask for a prefix under which everything is to cross."""
+        return self._preset("everything", self.async_step_everything, user_input)
+
+    async def async_step_discovery(self, user_input: dict[str, Any] | None = None) -> SubentryFlowResult:
+        """Ask for what Home Assistant's discovery is to be kept apart by."""
+        return self._preset("discovery", self.async_step_discovery, user_input)
+
+    async def async_step_zigbee2mqtt(self, user_input: dict[str, Any] | None = None) -> SubentryFlowResult:
+        """Ask for what is special in this Zigbee2MQTT."""
+        return self._preset("zigbee2mqtt", self.async_step_zigbee2mqtt, user_input)
+
+    async def async_step_tasmota(self, user_input: dict[str, Any] | None = None) -> SubentryFlowResult:
+        """Ask what the devices may do."""
+        return self._preset("tasmota", self.async_step_tasmota, user_input)
+
+    async def async_step_custom(self, user_input: dict[str, Any] | None = None) -> SubentryFlowResult:
+        """Ask for all that a route can do."""
+        self._form_step = self.async_step_custom
+        return self._fill(
+            "custom", ROUTE_SCHEMA, CONF_TOPIC_FILTER, lambda typed: [route_from_form("new", typed)], user_input
+        )
+
+    async def async_step_reconfigure(self, user_input: dict[str, Any] | None = None) -> SubentryFlowResult:
+        """Change a route."""
+        self._form_step = self.async_step_reconfigure
+        subentry = self._get_reconfigure_subentry()
+        if user_input is not None:
+            self._enabled = user_input[CONF_ENABLED]
+        elif self._typed is None:
+            stored = route_from_data(subentry.subentry_id, subentry.data)
+            self._typed = route_to_form(stored, enabled=is_enabled(subentry.data))
+        return self._fill(
+            "reconfigure",
+            STORED_ROUTE_SCHEMA,
+            CONF_TOPIC_FILTER,
+            lambda typed: [route_from_form(subentry.subentry_id, typed)],
+            user_input,
+        )
+
+    def _preset(
+        self,
+        name: str,
+        step: Callable[[], Coroutine[Any, Any, SubentryFlowResult]],
+        user_input: dict[str, Any] | None,
+    ) -> SubentryFlowResult:
+        self._form_step = step
+        preset = PRESETS[name]
+        return self._fill(name, preset.schema, preset.field, lambda typed: preset_routes(preset, typed), user_input)
+
+    def _fill(
+        self,
+        step_id: str,
+        schema: probatio.Schema,
+        copy_field: str,
+        make: Callable[[Mapping[str, Any]], list[Route]],
+        user_input: dict[str, Any] | None,
+    ) -> SubentryFlowResult:
+        """Show a form until what was typed makes valid routes, then show what these do."""
+        error: FormError | None = None
+        if user_input is not None:
+            self._typed = user_input
+            try:
+                drafts = make(user_input)
+                refuse_copies(drafts, self._others(), copy_field)
+            except FormError as failure:
+                error = failure
+            else:
+                return self._show(drafts)
+        return self.async_show_form(
+            step_id=step_id,
+            data_schema=self.add_suggested_values_to_schema(schema, self._typed),
+            errors={error.field: error.key} if error else None,
+            description_placeholders={**_CAPTURES, **(error.placeholders if error else {})},
+            last_step=False,
+        )
+
+    def _others(self) -> list[Route]:
+        """Return the stored routes, but for the one that is changed; also those that are not in use."""
+        changed = self._get_reconfigure_subentry() if self.source == SOURCE_RECONFIGURE else None
+        return [
+            route_from_data(subentry.subentry_id, subentry.data)
+            for subentry in self._get_entry().get_subentries_of_type(SUBENTRY_ROUTE)
+            if subentry is not changed
+        ]
+
+    # --- a look at what they do ---------------------------------------------------------------------------------------
+
+    def _show(self, drafts: list[Route]) -> SubentryFlowResult:
+        """Show what routes will do, with everything that may be wrong with them, one after the other."""
+        self._drafts = drafts
+        self._warnings = []
+        if self._enabled:
+            new = {draft.id: draft for draft in drafts}
+            routes = [
+                new.pop(subentry.subentry_id, route_from_data(subentry.subentry_id, subentry.data))
+                for subentry in self._get_entry().get_subentries_of_type(SUBENTRY_ROUTE)
+                if is_enabled(subentry.data) or subentry.subentry_id in new
+            ]
+            self._warnings = warnings([*routes, *new.values()], drafts)
+        return self._confirm()
+
+    def _confirm(self) -> SubentryFlowResult:
+        placeholders = {"preview": preview(self._drafts)}
+        step_id = "confirm"
+        if self._warnings:
+            warning = self._warnings[0]
+            step_id = f"confirm_{warning.doubt}"
+            placeholders |= {"route": code(route_title(warning.route)), "other": code(route_title(warning.other))}
+        return self.async_show_menu(
+            step_id=step_id, menu_options=["save", "back"], description_placeholders=placeholders
+        )
+
+    async def async_step_confirm(self, _: dict[str, Any] | None = None) -> SubentryFlowResult:
+        """Show it once more, in a page that was reloaded."""
+        return self._confirm()
+
+    async_step_confirm_hidden = async_step_confirm
+    async_step_confirm_loop = async_step_confirm
+    async_step_confirm_hides = async_step_confirm
+
+    async def async_step_back(self, _: dict[str, Any] | None = None) -> SubentryFlowResult:
+        """Go back to the form, which still has what was typed."""
+        return await self._form_step()
+
+    async def async_step_save(self, _: dict[str, Any] | None = None) -> SubentryFlowResult:
+        """Go on to the next warning or, if there is none left, store the routes."""
+        if self._warnings:
+            self._warnings.pop(0)
+        if self._warnings:
+            return self._confirm()
+        entry = self._get_entry()
+        *more, last = self._drafts
+        for route in more:
+            self.hass.config_entries.async_add_subentry(
+                entry,
+                ConfigSubentry(
+                    data=MappingProxyType(route_to_data(route)),
+                    subentry_type=SUBENTRY_ROUTE,
+                    title=route_title(route),
+                    unique_id=None,
+                ),
+            )
+        title, data = route_title(last, enabled=self._enabled), route_to_data(last, enabled=self._enabled)
+        if self.source == SOURCE_RECONFIGURE:
+            return self.async_update_and_abort(entry, self._get_reconfigure_subentry(), title=title, data=data)
+        return self.async_create_entry(title=title, data=data)

@@ -1,0 +1,115 @@
+"""Actions: connect anew, tell the status, try both brokers."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from enum import StrEnum
+import time
+from typing import Final
+
+from homeassistant.const import ATTR_CONFIG_ENTRY_ID
+from homeassistant.core import HomeAssistant, ServiceCall, ServiceResponse, SupportsResponse, callback
+from homeassistant.helpers import config_validation as cv, service
+from homeassistant.util.json import JsonObjectType, JsonValueType
+import probatio
+
+from .bridge.check import check_broker
+from .bridge.config import BrokerConfig
+from .bridge.errors import BridgeError
+from .bridge.status import LinkStatus, Side
+from .brokers import local_broker, remote_broker
+from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
+from .coordinator import QuicBridgeConfigEntry
+
+ATTR_SIDE: Final = "side"
+
+
+class Action(StrEnum):
+    """Names of the actions."""
+
+    RECONNECT = "reconnect"
+    GET_STATUS = "get_status"
+    TEST_CONNECTION = "test_connection"
+
+
+_BRIDGE: Final = {probatio.Optional(ATTR_CONFIG_ENTRY_ID): cv.string}
+_BRIDGE_SCHEMA: Final = probatio.Schema(_BRIDGE)
+_RECONNECT_SCHEMA: Final = probatio.Schema({**_BRIDGE, probatio.Optional(ATTR_SIDE): probatio.Coerce(Side)})
+
+
+@callback
+def async_setup_services(hass: HomeAssistant) -> None:
+    """Register the actions; they are there whether or not a bridge is set up."""
+    hass.services.async_register(DOMAIN, Action.RECONNECT, _async_reconnect, _RECONNECT_SCHEMA)
+    hass.services.async_register(
+        DOMAIN, Action.GET_STATUS, _async_get_status, _BRIDGE_SCHEMA, supports_response=SupportsResponse.ONLY
+    )
+    hass.services.async_register(
+        DOMAIN, Action.TEST_CONNECTION, _async_test_connection, _BRIDGE_SCHEMA, supports_response=SupportsResponse.ONLY
+    )
+
+
+@callback
+def _entry(call: ServiceCall) -> QuicBridgeConfigEntry:
+    """Return the bridge that is meant, which need not be said if there is only one; ServiceValidationError."""
+    entry: QuicBridgeConfigEntry = service.async_get_config_entry(
+        call.hass, DOMAIN, call.data.get(ATTR_CONFIG_ENTRY_ID)
+    )
+    return entry
+
+
+async def _async_reconnect(call: ServiceCall) -> None:
+    """Connect one side, or both, anew at once."""
+    _entry(call).runtime_data.async_reconnect(call.data.get(ATTR_SIDE))
+
+
+async def _async_get_status(call: ServiceCall) -> ServiceResponse:
+    """Return all that the bridge knows of itself."""
+    coordinator = _entry(call).runtime_data
+    status: JsonObjectType = {"paused": coordinator.paused}
+    for key, value in asdict(coordinator.bridge.status).items():
+        status[key] = _plain(value)
+    return status
+
+
+def _plain(value: object) -> JsonValueType:
+    """Return a value of the status as templates and scripts can use it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return str(value)
+
+
+async def _async_test_connection(call: ServiceCall) -> ServiceResponse:
+    """Log in at both brokers and out again, beside the connections that the bridge has, which are left alone."""
+    entry = _entry(call)
+    status = entry.runtime_data.bridge.status
+    local, remote = await asyncio.gather(
+        _async_test(lambda: local_broker(call.hass, entry.data[CONF_LOCAL]), status.local),
+        _async_test(lambda: remote_broker(entry.data[CONF_REMOTE]), status.remote),
+    )
+    return {Side.LOCAL.value: local, Side.REMOTE.value: remote}
+
+
+async def _async_test(broker: Callable[[], BrokerConfig], link: LinkStatus) -> JsonObjectType:
+    """Try one broker; add the figures of the connection that the bridge has, or had last."""
+    result: JsonObjectType = {}
+    began = time.perf_counter()
+    try:
+        await check_broker(broker())
+    except BridgeError as error:
+        result |= {"ok": False, "error": error.code.value, "text": error.text}
+    else:
+        result |= {"ok": True}
+    return {
+        **result,
+        "duration_ms": round((time.perf_counter() - began) * 1000, 1),
+        "handshake_ms": link.details.handshake_ms,
+        "round_trip_ms": link.details.rtt_ms,
+    }
