@@ -29,7 +29,7 @@ _OUR_FAULT = {ErrorCode.INTERNAL, ErrorCode.CONFIGURATION}
 
 mids = st.one_of(st.integers(1, 6), st.integers(65_530, 65_535), st.integers(0, 65_535))
 codes = st.one_of(st.sampled_from((0, 0x10, 0x80, 0x87, 0x91, 0x92, 0x93, 0x97, 0x99)), st.integers(0, 255))
-topics = st.one_of(st.sampled_from(("t/a", "t/b", "other", "t/+", "t/#", "$SYS/x", "")), st.text(max_size=8))
+topics = st.sampled_from(("t/a", "t/a", "t/b", "t/b", "t/\u00e9", "other", "t/+", "t/#", "t/\0", "$SYS/x", ""))
 property_sets: st.SearchStrategy[Properties] = st.fixed_dictionaries(
     {},
     optional={

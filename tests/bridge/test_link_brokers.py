@@ -16,7 +16,7 @@ from ..support.client import Client
 from ..support.faults import ACKNOWLEDGEMENTS, inject, swallow
 from ..support.front_connection import FrontConnection
 from ..support.front_policy import Direction, Rule
-from ..support.mosquitto import Mosquitto
+from ..support.mosquitto import Mosquitto, MosquittoOptions
 from ..support.packets import PacketType, Publish
 from ..support.processes import wait_until
 from ..support.quic_front import Front
@@ -123,16 +123,19 @@ async def test_a_broker_that_stops_reading(scene: Scene) -> None:
     """Its flow control stops us, and we stop the local broker, without memory growing; later everything goes on."""
     scene.remote_config = replace(scene.remote_config, window=1000)
     scene.front.policy.stream_window = 64 * 1024
+    await scene.remote.kill()
+    scene.remote.options = MosquittoOptions(max_queued_messages=0, max_inflight_messages=1000)
+    await scene.remote.start()
     await scene.running()
     async with Client(scene.local.host, scene.local.port) as home, Client(scene.remote.host, scene.remote.port) as away:
         await away.subscribe("up/#", qos=1)
         scene.front.connection.stop_reading()
         payloads = [b"%04d" % number + bytes(4000) for number in range(400)]
         burst = asyncio.create_task(home.burst("up/a", payloads, 1))
-        # 64 KiB in flight, up to 256 KiB waiting; then the local broker is not read any more.
-        await wait_until(lambda: scene.bridge.status.outbound.waiting >= 50, what="back-pressure")
+        # 256 KiB under way and waiting for credit; then the local broker is not read any more.
+        await wait_until(lambda: scene.bridge.status.outbound.waiting > 60, what="back-pressure")
         await burst
-        assert scene.bridge.status.outbound.waiting < 200
+        assert 60 < scene.bridge.status.outbound.waiting < 100
         assert scene.link.state is LinkState.CONNECTED
         scene.front.connection.resume_reading()
         await away.wait_for(400)

@@ -506,6 +506,20 @@ async def test_routes_that_change_while_we_subscribe(wire: Wire) -> None:
     await wire.running()
 
 
+async def test_routes_that_change_while_the_remote_is_away(wire: Wire) -> None:
+    """Nobody waits for a broker that is not there, and it is asked when it comes."""
+    _, remote = await wire.connect()
+    await remote.close()
+    connection = await wire.remote_broker.accept()  # which says nothing for now
+    routes = (wire.routes[1], Route(id="9", direction=Direction.TO_LOCAL, topic_filter="late"))
+    async with asyncio.timeout(1.0):
+        await wire.bridge.apply_routes(routes)
+    await connection.handshake()
+    await wait_until(lambda: len(connection.filters) >= 2, what="SUBSCRIBE")
+    assert set(connection.filters) == {"barrier", "late"}
+    await wire.running()
+
+
 async def test_subscribe_asks_for_what_keeps_loops_away(wire: Wire) -> None:
     connection = await wire.start()
     connection.answer_subscribe = False

@@ -40,7 +40,7 @@ class _Nobody(PublishReceiver, AckReceiver):
         pass
 
     @override
-    def target_lost(self) -> None:
+    def target_lost(self, error: BridgeError | None) -> None:
         pass
 
     @override

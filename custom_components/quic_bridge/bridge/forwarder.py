@@ -17,6 +17,7 @@ import logging
 from typing import Final, override
 
 from . import codec
+from .errors import BridgeError, ErrorCode
 from .message import InFlight, Message, Stage, encode
 from .reasons import reason_text
 from .routes import Plan, Qos0Policy, Router
@@ -33,6 +34,12 @@ _QUOTA_PAUSE: Final = 1.0
 _QUOTA_TRIES: Final = 60
 _NO_PLAN: Final = Plan(None)
 _MAX_COMPLETED: Final = 1000
+_STRIKES: Final = 3
+_STRIKES_ALONE: Final = 5
+_THROWN_OUT: Final = frozenset(
+    {ErrorCode.CLOSED_BY_BROKER, ErrorCode.BROKER_DISCONNECT, ErrorCode.PROTOCOL_ERROR, ErrorCode.NOT_AUTHORIZED}
+)
+"""How a session ends when the broker does not like a message."""
 _PACKET_IDENTIFIER_IN_USE: Final = 0x91
 
 
@@ -49,6 +56,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         self._owed: dict[int, Message] = {}
         self._flying = InFlight()
         self._over_quota = False
+        self._strikes = 0
         self._completed: dict[int, int] = {}
         self._queue: deque[Message] = deque()
         self._queued_bytes = 0
@@ -225,7 +233,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         if (
             target is None
             or target.congested
-            or not self._flying.has_room(target.limits.window, message.source_qos)
+            or not self._flying.has_room(target.limits.window if self._strikes < _STRIKES else 1, message.source_qos)
             or mid in self._flying
             or mid in target.reserved
             or self._pause is not None
@@ -315,12 +323,31 @@ class Forwarder(PublishReceiver, AckReceiver):
         self._queue.extendleft(sorted(again, key=lambda message: message.number, reverse=True))
 
     @override
-    def target_lost(self) -> None:
+    def target_lost(self, error: BridgeError | None) -> None:
         self._target = None
+        if error is not None and error.code in _THROWN_OUT:
+            self._suspect(error)
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
         self._throttle()
+
+    def _suspect(self, error: BridgeError) -> None:
+        """Find a message for which the target ends the connection each time, so that it does not stop all others.
+
+        A broker that restarts looks the same, so it takes several times in a row without any acknowledgement until
+        messages are sent one by one, and several more for the one that is alone then.
+        """
+        sent = [message for message in self._flying if message.stage is Stage.SENT]
+        if not sent:
+            return
+        self._strikes += 1
+        if self._strikes > _STRIKES and len(sent) == 1:
+            sent[0].strikes += 1
+            if sent[0].strikes >= _STRIKES_ALONE:
+                self._flying.remove(sent[0].mid)
+                detail = f"the broker ended the connection {_STRIKES_ALONE} times when it was sent"
+                self._drop(sent[0], DropReason.REJECTED, f"{sent[0].topic}: {detail}: {error.text}")
 
     @override
     def target_writable(self) -> None:
@@ -338,6 +365,7 @@ class Forwarder(PublishReceiver, AckReceiver):
     @override
     def target_ack(self, packet_type: int, mid: int, reason: int) -> None:
         message = self._flying.get(mid)
+        self._strikes = 0
         if message is None:
             if packet_type == codec.PUBREC and self._target is not None:
                 # Nobody waits for it any more; PUBREL lets the target close its books.

@@ -50,6 +50,7 @@ class Message:
         "row",
         "spooling",
         "stage",
+        "strikes",
         "tries",
         "v5",
     )
@@ -83,6 +84,8 @@ class Message:
         """It is on its way into the Outbox, which will see to the target."""
         self.expires_at: float | None = None
         """Unix time at which its Message Expiry Interval ends; known for messages that had to wait."""
+        self.strikes = 0
+        """How often the target ended the connection when this was sent alone."""
         self.tries = 0
         """How often the target said that it has no room for it."""
 

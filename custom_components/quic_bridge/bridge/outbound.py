@@ -7,6 +7,7 @@ from typing import Final, override
 
 from . import codec
 from .config import OutboxConfig
+from .errors import BridgeError
 from .forwarder import Forwarder
 from .message import Message, Stage
 from .outbox import OutboxRow
@@ -74,8 +75,8 @@ class OutboundForwarder(Forwarder, SpoolOwner):
         super().target_attached(session)
 
     @override
-    def target_lost(self) -> None:
-        super().target_lost()
+    def target_lost(self, error: BridgeError | None) -> None:
+        super().target_lost(error)
         self._spool.target_lost()
         if self._flying or self._queue:
             self._plan_takeover()

@@ -92,8 +92,8 @@ class AckReceiver(Protocol):
     def target_attached(self, session: MqttSession) -> None:
         """Hear that the broker accepted our CONNECT. Runs before any later packet is read."""
 
-    def target_lost(self) -> None:
-        """Hear that the session is over."""
+    def target_lost(self, error: BridgeError | None) -> None:
+        """Hear that the session is over, and why; None: we ended it."""
 
     def target_ack(self, packet_type: int, mid: int, reason: int) -> None:
         """Take a PUBACK, PUBREC or PUBCOMP."""
@@ -216,7 +216,7 @@ class MqttSession(TransportReceiver):
         if self.connected:
             self.connected = False
             self._publishes.source_lost()
-            self._acks.target_lost()
+            self._acks.target_lost(ended)
 
     # --- CONNECT --------------------------------------------------------------------------------------------------
 

@@ -126,15 +126,17 @@ class QuicTransport:
         self._end = None
         self._driver = driver = QuicDriver(connection, address, self._config.quic, self)
         started = loop.time()
+        told = False
         try:
             driver.start()
             async with asyncio.timeout_at(deadline):
                 error = await handshake
+            told = True
         except TimeoutError:
             raise no_answer(address, loop.time() - started, _silence(driver)) from None
         finally:
             self._handshake = None
-            if not handshake.done() or handshake.cancelled():
+            if not told:  # also when the deadline or a cancellation came in the same turn as the handshake's end
                 self._drop_driver()
         # `ended` may have come between the handshake and this turn of the loop.
         error = error or self._end
