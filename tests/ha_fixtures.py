@@ -13,9 +13,10 @@ import sys
 import time
 from typing import Any
 
+from homeassistant.components.repairs import RepairsFlowManager
 from homeassistant.config_entries import ConfigEntriesFlowManager, ConfigSubentryFlowManager
 from homeassistant.data_entry_flow import FlowHandler, FlowManager, FlowResultType, section
-from homeassistant.helpers.issue_registry import IssueRegistry
+from homeassistant.helpers.issue_registry import IssueRegistry, async_get as async_get_issues
 from homeassistant.helpers.selector import SelectSelector
 import pytest
 
@@ -93,14 +94,15 @@ def complete_translations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ) -> object:
         result = await handle_step(self, flow, step_id, user_input)
         if (prefix := _flow_prefix(self, flow)) is not None:
-            given = result.get("description_placeholders") or {}
+            given = {**(result.get("description_placeholders") or {}), **_issue_placeholders(flow)}
             missing.update(untranslated(_shown(result, prefix), given, texts))
         return result
 
     @wraps(create_issue)
     def checked_issue(self: IssueRegistry, domain: str, issue_id: str, **kwargs: Any) -> object:  # noqa: ANN401
         if domain == DOMAIN:
-            keys = [f"issues.{kwargs['translation_key']}.{part}" for part in ("title", "description")]
+            parts = ("title", "fix_flow.step.confirm.description" if kwargs["is_fixable"] else "description")
+            keys = [f"issues.{kwargs['translation_key']}.{part}" for part in parts]
             missing.update(untranslated(keys, kwargs["translation_placeholders"] or {}, texts))
         return create_issue(self, domain, issue_id, **kwargs)
 
@@ -117,7 +119,16 @@ def _flow_prefix(manager: FlowManager[Any, Any, Any], flow: FlowHandler[Any, Any
     if isinstance(manager, ConfigSubentryFlowManager):
         entry = flow.hass.config_entries.async_get_known_entry(flow.handler[0])
         return f"config_subentries.{flow.handler[1]}" if entry.domain == DOMAIN else None
+    if isinstance(manager, RepairsFlowManager) and flow.handler == DOMAIN:
+        issue = async_get_issues(flow.hass).async_get_issue(DOMAIN, flow.context["issue_id"])
+        return f"issues.{issue.translation_key}.fix_flow" if issue is not None else None
     return None
+
+
+def _issue_placeholders(flow: FlowHandler[Any, Any, Any]) -> Mapping[str, str]:
+    """Return what the texts of a repair flow are given by its issue."""
+    issue = async_get_issues(flow.hass).async_get_issue(DOMAIN, flow.context.get("issue_id", ""))
+    return (issue.translation_placeholders or {}) if issue is not None else {}
 
 
 def _shown(result: Mapping[str, Any], prefix: str) -> Iterator[str]:

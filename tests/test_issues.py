@@ -2,16 +2,34 @@
 
 from pathlib import Path
 
+from homeassistant.components.repairs import FlowType, repairs_flow_manager
 from homeassistant.core import HomeAssistant
+from homeassistant.data_entry_flow import FlowResultType
 from homeassistant.helpers.issue_registry import IssueEntry, async_get as async_get_issues
+from homeassistant.setup import async_setup_component
+import pytest
 from pytest_homeassistant_custom_component.common import MockConfigEntry
 
+from custom_components.quic_bridge.bridge.status import Side
 from custom_components.quic_bridge.const import DOMAIN
 
-from .ha_helpers import bridge_entry, entity_id, local_data, remote_data, route_data, set_up, state, wait_running
+from .ha_flows import fill, remote_input
+from .ha_helpers import (
+    CLIENT_ID,
+    bridge_entry,
+    entity_id,
+    local_data,
+    mqtt_entry,
+    remote_data,
+    route_data,
+    set_up,
+    state,
+    wait_for_state,
+    wait_running,
+)
 from .support.certs import Certificates
-from .support.faults import refuse_filters
-from .support.mosquitto import Mosquitto
+from .support.faults import refuse_connect, refuse_filters
+from .support.mosquitto import Mosquitto, MosquittoOptions
 from .support.processes import wait_until
 from .support.quic_front import Front
 
@@ -88,3 +106,150 @@ async def test_many_refused_topics(
     assert placeholders(hass, entry, name)["topics"].splitlines()[-2:] == ["- `down/19`", "- ..."]
     assert await hass.config_entries.async_unload(entry.entry_id)
     assert issue(hass, entry, name) is None
+
+
+# --- what a broker refuses, and the way out ---------------------------------------------------------------------------
+
+
+async def test_refusal_is_an_issue_until_it_is_mended(
+    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    """From the issue to the settings, and to a bridge that runs."""
+    assert await async_setup_component(hass, "repairs", {})
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, None))
+    await set_up(hass, entry)
+    await wait_until(lambda: issue(hass, entry, "refused_remote"), what="the issue")
+    found = issue(hass, entry, "refused_remote")
+    assert found is not None
+    assert (found.translation_key, found.is_fixable) == ("refused_certificate_untrusted", True)
+    said = placeholders(hass, entry, "refused_remote")
+    assert (said["host"], said["port"]) == ("127.0.0.1", str(quic_front.port))
+    assert "certificate" in said["detail"]
+
+    manager = repairs_flow_manager(hass)
+    assert manager is not None
+    result = await manager.async_init(DOMAIN, data={"issue_id": found.issue_id})
+    assert (result["type"], result["step_id"]) == (FlowResultType.FORM, "confirm")
+    result = await manager.async_configure(result["flow_id"], {})
+    assert result["type"] is FlowResultType.ABORT
+    kind, flow_id = result["next_flow"]
+    assert kind is FlowType.CONFIG_FLOW
+    # Opening the settings mends nothing yet.
+    assert issue(hass, entry, "refused_remote") is not None
+
+    settings = await hass.config_entries.flow.async_configure(flow_id)
+    assert (settings["type"], settings["step_id"]) == (FlowResultType.FORM, "remote")
+    settings = await fill(hass, settings, remote_input(quic_front.port, certs.ca_pem))
+    assert settings["reason"] == "reconfigure_successful"
+    await hass.async_block_till_done()
+    await wait_running(hass, entry)
+    assert issue(hass, entry, "refused_remote") is None
+
+
+async def test_refusal_of_another_kind_takes_its_place(
+    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    quic_front.policy.alpn = ("h3",)
+    await set_up(hass, entry)
+
+    def key() -> str | None:
+        found = issue(hass, entry, "refused_remote")
+        return found.translation_key if found is not None else None
+
+    await wait_until(lambda: key() == "refused_not_mqtt_quic", what="the first issue")
+    quic_front.policy.alpn = ("mqtt",)
+    refusal = refuse_connect(0x83)
+    quic_front.add_rule(refusal)
+    bridge = entry.runtime_data.bridge
+    bridge.reconnect()
+    await wait_until(lambda: key() == "refused_connect_refused", what="the second issue")
+    # Other credentials may help here, and are asked for: no issue of ours.
+    quic_front.remove_rule(refusal)
+    refusal = refuse_connect(0x86)
+    quic_front.add_rule(refusal)
+    bridge.reconnect()
+    await wait_until(hass.config_entries.flow.async_progress, what="a reauth flow")
+    assert key() is None
+    # A broker that is just away is none either.
+    await quic_front.stop()
+    bridge.reconnect()
+    await wait_for_state(hass, entry, "status", "remote_down")
+    assert key() is None
+
+
+async def test_refusals_by_home_assistants_broker(
+    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    """Its credentials are the MQTT integration's to ask for, but that may be content with them."""
+    entry = bridge_entry(local_data(None), remote_data(quic_front.port, certs.ca_pem))
+    await set_up(hass, entry)
+    await wait_until(lambda: issue(hass, entry, "refused_local"), what="the issue")
+    found = issue(hass, entry, "refused_local")
+    assert found is not None
+    assert found.translation_key == "refused_local_entry_missing"
+    assert placeholders(hass, entry, "refused_local")["host"] == ""
+
+    local_broker.options.users = {"bridge": "secret"}
+    await local_broker.restart()
+    mqtt_entry(local_broker).add_to_hass(hass)
+    entry.runtime_data.bridge.reconnect()
+    await wait_for_state(hass, entry, "local_last_error", "not_authorized")
+    found = issue(hass, entry, "refused_local")
+    assert found is not None
+    assert found.translation_key == "refused_mqtt_credentials"
+    assert placeholders(hass, entry, "refused_local")["port"] == str(local_broker.port)
+
+
+async def test_another_client_with_our_identifier(
+    hass: HomeAssistant,
+    local_broker: Mosquitto,
+    quic_front: Front,
+    certs: Certificates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("custom_components.quic_bridge.issues.TAKEN_OVER_SHOWN", 1.0)
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    bridge = entry.runtime_data.bridge
+    for reconnects in (0, 1):
+        await wait_for_state(hass, entry, "remote_reconnects", str(reconnects))
+        quic_front.connection.kick(0x8E)
+        await wait_for_state(hass, entry, "remote_connection", "off")
+        await wait_for_state(hass, entry, "remote_last_error", "session_taken_over")
+        said = placeholders(hass, entry, "taken_over_remote")
+        assert (said["client_id"], said["port"]) == (f"`{CLIENT_ID}`", str(quic_front.port))
+        bridge.reconnect(Side.REMOTE)
+        await wait_running(hass, entry)
+        # It may come back.
+        assert issue(hass, entry, "taken_over_remote") is not None
+    await wait_until(lambda: issue(hass, entry, "taken_over_remote") is None, what="the end of the issue")
+
+    # It goes with the bridge, too.
+    monkeypatch.setattr("custom_components.quic_bridge.issues.TAKEN_OVER_SHOWN", 600.0)
+    quic_front.connection.kick(0x8E)
+    await wait_until(lambda: issue(hass, entry, "taken_over_remote"), what="the issue")
+    assert await hass.config_entries.async_unload(entry.entry_id)
+    assert issue(hass, entry, "taken_over_remote") is None
+
+
+async def test_verification_that_is_off(
+    hass: HomeAssistant, quic_front: Front, certs: Certificates, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async with Mosquitto(tmp_path_factory.mktemp("tls"), MosquittoOptions(tls=certs.untrusted_server)) as broker:
+        local = local_data(broker, port=broker.tls_port, use_tls=True, verify=False)
+        remote = remote_data(quic_front.port, None, verify=False)
+        entry = bridge_entry(local, remote)
+        await set_up(hass, entry)
+        await wait_running(hass, entry)
+        assert placeholders(hass, entry, "verification_off_local")["port"] == str(broker.tls_port)
+        assert placeholders(hass, entry, "verification_off_remote")["port"] == str(quic_front.port)
+        remote = remote_data(quic_front.port, certs.ca_pem)
+        hass.config_entries.async_update_entry(entry, data={"local": local, "remote": remote})
+        await hass.async_block_till_done()
+        await wait_running(hass, entry)
+        assert issue(hass, entry, "verification_off_local") is not None
+        assert issue(hass, entry, "verification_off_remote") is None
+        assert await hass.config_entries.async_unload(entry.entry_id)
+        assert issue(hass, entry, "verification_off_local") is None

@@ -20,7 +20,7 @@ import pytest
 
 from custom_components.quic_bridge import PLATFORMS
 from custom_components.quic_bridge.binary_sensor import CONNECTIONS
-from custom_components.quic_bridge.bridge.errors import ErrorCode
+from custom_components.quic_bridge.bridge.errors import AUTHENTICATION_ERRORS, REFUSED_ERRORS, ErrorCode
 from custom_components.quic_bridge.bridge.outbox_model import OutboxFault
 from custom_components.quic_bridge.bridge.routes import Direction, Qos0Policy, RetainedAtConnect, RetainMode
 from custom_components.quic_bridge.bridge.status import BridgeState, DropReason, Side
@@ -175,6 +175,11 @@ def test_actions() -> None:
         for field in description["fields"]:
             keys |= {f"services.{action}.fields.{field}.{part}" for part in ("name", "description")}
     assert keys == {key for key in TEXTS if key.startswith("services.")}
+    document = (ROOT / "docs" / "actions.md").read_text()
+    for action, description in described.items():
+        assert f"### `{DOMAIN}.{action}`" in document
+        assert all(f"`{field}`" in document for field in description["fields"])
+    assert all(f"| `{event}` |" in document for event in BridgeEvent)
 
 
 # --- translations and icons -------------------------------------------------------------------------------------------
@@ -225,8 +230,15 @@ def test_texts_of_values() -> None:
     assert below(f"{event}event_type.state.") == {event.value for event in BridgeEvent}
     assert below(f"{event}side.state.") == {side.value for side in Side}
     assert below(f"{event}reason.state.") == codes | {reason.value for reason in DropReason} | {PAUSED}
-    issues = {f"outbox_{fault}" for fault in OutboxFault} | {f"subscriptions_refused_{side}" for side in Side}
-    assert below("issues.") == {f"{issue}.{part}" for issue in issues for part in ("title", "description")}
+    plain = {f"outbox_{fault}" for fault in OutboxFault} | {f"subscriptions_refused_{side}" for side in Side}
+    fixable = {f"refused_{code}" for code in REFUSED_ERRORS - AUTHENTICATION_ERRORS}
+    fixable |= {"refused_mqtt_credentials", "session_taken_over", "verification_off"}
+    step = "fix_flow.step.confirm"
+    assert below("issues.") == {f"{issue}.{part}" for issue in plain for part in ("title", "description")} | {
+        f"{issue}.{part}"
+        for issue in fixable
+        for part in ("title", f"{step}.title", f"{step}.description", "fix_flow.abort.settings")
+    }
     assert below("selector.local_mode.options.") == {mode.value for mode in LocalMode}
     for selector, values in (
         ("direction", Direction),
@@ -300,13 +312,26 @@ def test_icons() -> None:
     assert states <= {state.value for state in BridgeState}
 
 
+def test_exceptions_are_translated() -> None:
+    """None of Home Assistant's exceptions is raised with a text of its own."""
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {
+                "HomeAssistantError",
+                "ServiceValidationError",
+            }:
+                assert not node.args, path.name
+                given = {keyword.arg for keyword in node.keywords}
+                assert {"translation_domain", "translation_key"} <= given, path.name
+
+
 # --- code -------------------------------------------------------------------------------------------------------------
 
 
 def test_imports_are_declared() -> None:
     """A component that is imported is a dependency, or a platform's own, or always there."""
     allowed = {*PLATFORMS, *MANIFEST["dependencies"], *MANIFEST["after_dependencies"]}
-    own = {"diagnostics.py": {"diagnostics"}}
+    own = {f"{platform}.py": {platform} for platform in ("diagnostics", "repairs", "system_health")}
     for path, tree in trees():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("homeassistant.components"):

@@ -24,6 +24,15 @@ def test_waits_grow_to_the_cap_and_stay_there(backoff: Backoff) -> None:
     assert sum(waits[100:]) / 100 > 10
 
 
+def test_a_broker_is_found_soon_after_it_is_back(backoff: Backoff) -> None:
+    """The wait that the return falls into is short beside the outage."""
+    elapsed = 0.0
+    while elapsed < 300:
+        wait = backoff.next(ErrorCode.REFUSED, 0)
+        assert wait <= max(2.0, elapsed / 15)
+        elapsed += wait
+
+
 def test_waits_are_spread(backoff: Backoff) -> None:
     other = Backoff(CONFIG, random.Random(2))
     assert backoff.next(ErrorCode.NO_ANSWER, 0) != other.next(ErrorCode.NO_ANSWER, 0)

@@ -539,3 +539,22 @@ async def test_a_target_whose_places_are_held_from_before_a_restart(scene: Scene
     await remote.expect(PUBREL, 2)
     remote.ack(PUBCOMP, 2)
     assert (await remote.receive_publish()).packet_id == 1
+
+
+async def test_pubrecs_keep_their_order_when_the_source_comes_back(scene: Scene) -> None:
+    """A target that delivers on PUBREL (mosquitto) delivers in the order of the source's PUBRELs, so of our PUBRECs."""
+    local, remote = await scene.connect()
+    for mid in (1, 2):
+        remote.publish("t/a", b"%d" % mid, qos=2, mid=mid)
+        assert (await local.receive_publish()).packet_id == mid
+    await remote.close()
+    await wait_until(lambda: scene.bridge.status.state is not BridgeState.RUNNING)
+    local.ack(PUBREC, 1)  # kept: the source is away
+    remote = await scene.remote_broker.session(session_present=True)
+    await scene.settled(local, remote)
+    local.ack(PUBREC, 2)
+    await local.barrier(remote)  # nothing of it comes before the source has repeated both
+    for mid in (1, 2):
+        remote.publish("t/a", b"%d" % mid, qos=2, mid=mid, dup=True)
+    for mid in (1, 2):
+        await remote.expect(PUBREC, mid)

@@ -10,6 +10,7 @@ socket, timer, thread or memory left over. Exit code 0: nothing was wrong.
 
 import argparse
 import asyncio
+import logging
 from pathlib import Path
 import shutil
 import signal
@@ -25,6 +26,7 @@ def _say(text: str) -> None:
 
 
 async def _run(arguments: argparse.Namespace, folder: Path) -> Verdict:
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every write to a broker that was stopped
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

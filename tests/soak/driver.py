@@ -114,9 +114,12 @@ class Soak:
         """Give the bridge other settings, in most rounds."""
         if not world.bridge.running or random.random() < 0.6:
             await world.stop_bridge()
+            world.forget_addresses()
             outbox = self._folder / "outbox.db" if random.random() < 0.7 else None
+            nat = random.random() < 0.3
             world.bridge.settings = replace(
                 world.bridge.settings,
+                remote=world.relay.address if nat else world.front.address,
                 outbox=None if outbox is None else str(outbox),
                 outbox_delay=random.choice((0.1, 0.5, 2.0)),
                 broker={
@@ -135,6 +138,7 @@ class Soak:
                 f"{world.now():9.2f}  bridge with window {settings.broker['window']}, keepalive "
                 f"{settings.broker['keepalive']} s, "
                 + ("no Outbox" if outbox is None else f"Outbox after {settings.outbox_delay:g} s")
+                + (", behind a NAT" if nat else "")
             )
             await world.bridge.start()
         await world.wait_running()

@@ -99,6 +99,12 @@ async def network_bad(world: World, random: Random) -> str:
     return f"{loss:.0%} lost, {delay * 1000:g} ms for {seconds:.2f} s"
 
 
+async def address_changed(world: World, random: Random) -> str:
+    """Give the bridge another address under its connection, as a NAT does that forgot it."""
+    world.relay.rebind()
+    return f"port {world.relay.outer_ports[-1]}" if world.relay.outer_ports else "nobody came this way"
+
+
 def on_connection(end: Callable[[FrontConnection, Random], str]) -> Fault:
     """Make a fault of something that a broker can do to one connection."""
 
@@ -262,7 +268,14 @@ CONNECTION: Sequence[Fault] = (
     acknowledgements_lost,
     connection_stalled,
 )
-NETWORK: Sequence[Fault] = (front_killed, front_stopped, front_frozen, network_bad, connects_refused)
+NETWORK: Sequence[Fault] = (
+    front_killed,
+    front_stopped,
+    front_frozen,
+    network_bad,
+    connects_refused,
+    address_changed,
+)
 REMOTE: Sequence[Fault] = (remote_restarted, remote_frozen)
 LOCAL: Sequence[Fault] = (local_restarted, local_frozen)
 BRIDGE: Sequence[Fault] = (bridge_killed, bridge_killed, bridge_reloaded)

@@ -15,6 +15,7 @@ from ..support.client import Client
 from ..support.mosquitto import Mosquitto, MosquittoOptions
 from ..support.processes import wait_until
 from ..support.quic_front import Front
+from ..support.udp_relay import UdpRelay
 from .broker_log import BrokerLog
 from .ledger import Stream, payload
 from .traffic import Publisher, Subscriber
@@ -30,6 +31,8 @@ class World(contextlib.AsyncExitStack):
     local: Mosquitto
     remote: Mosquitto
     front: Front
+    relay: UdpRelay
+    """A NAT in front of the front: another way to it, on which addresses change and no ICMP passes."""
     bridge: BridgeProcess
 
     def __init__(self, folder: Path, seed: str, rate: float) -> None:
@@ -78,6 +81,8 @@ class World(contextlib.AsyncExitStack):
         self.front = Front(self.remote.address, server.cert_file, server.key_file)
         self.front.linger = True
         await self.enter_async_context(self.front)
+        self.relay = UdpRelay(self.front.address)
+        await self.enter_async_context(self.relay)
         group = await self.enter_async_context(asyncio.TaskGroup())
         for way, source, target in ((UP, self.local, self.remote), (DOWN, self.remote, self.local)):
             streams = [Stream(f"{way}/{qos}/{topic}", qos) for qos in (0, 1, 2) for topic in range(_TOPICS)]
@@ -113,6 +118,12 @@ class World(contextlib.AsyncExitStack):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.mending.wait()
+
+    def forget_addresses(self) -> None:
+        """Close the relay's ports of connections that are over; for when the bridge does not run."""
+        port = self.relay.address[1]
+        self.relay.stop()
+        self.relay.start(port)
 
     async def stop_bridge(self) -> float:
         """Stop the bridge in good order and look at what it leaves behind; returns the seconds that it took."""

@@ -8,12 +8,16 @@ from .errors import REFUSED_ERRORS, ErrorCode
 SLOW_ERRORS = REFUSED_ERRORS | {ErrorCode.SESSION_TAKEN_OVER, ErrorCode.KICKED}
 """Where trying again soon makes things worse: a storm of refusals, or two clients that throw each other out."""
 
+_SHARE_OF_OUTAGE = 15.0
+
 
 class Backoff:
     """Decorrelated jitter: each wait is random between the base and three times the last one, up to the cap.
 
     As mosquitto's bridge does it (bridge.c, `restart_timeout base cap stable`): the growth is forgotten only after
-    a connection that lasted for `stable` seconds, so a flapping link does not hammer the broker.
+    a connection that lasted for `stable` seconds, so a flapping link does not hammer the broker. Besides, no wait is
+    much longer than a fifteenth of the outage so far: a broker that was away for half a minute is found within two
+    seconds of its return, one that was away for hours within half a minute.
     """
 
     def __init__(self, config: BackoffConfig, rng: random.Random | None = None) -> None:
@@ -21,6 +25,7 @@ class Backoff:
         self._config = config
         self._random = rng or random.Random()  # noqa: S311 - jitter, not a secret
         self._last = 0.0
+        self._waited = 0.0
         self._slow = False
 
     def next(self, error: ErrorCode, connected_for: float) -> float:
@@ -31,9 +36,13 @@ class Backoff:
         if slow != self._slow or connected_for >= config.stable or not self._last:
             self._slow = slow
             self._last = base
+            self._waited = 0.0
             # The first wait is already spread: many bridges lose the same broker at the same moment.
             return self._random.uniform(base / 2, base)
+        if not slow:
+            cap = min(cap, max(2 * base, self._waited / _SHARE_OF_OUTAGE))
         self._last = min(cap, self._random.uniform(base, self._last * 3))
+        self._waited += self._last
         return self._last
 
     def reset(self) -> None:

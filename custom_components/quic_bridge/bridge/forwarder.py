@@ -102,6 +102,8 @@ class Forwarder(PublishReceiver, AckReceiver):
     @override
     def source_lost(self) -> None:
         self._source = None
+        for message in self._owed.values():
+            message.heard = False
 
     @override
     def source_publish(self, first: int, header: int, packet: bytes) -> None:
@@ -160,6 +162,7 @@ class Forwarder(PublishReceiver, AckReceiver):
 
     def _repeated(self, message: Message) -> None:
         """Answer a PUBLISH that we have already, after the source came back."""
+        message.heard = True
         if message.stage is Stage.DONE or (message.stage >= Stage.RECEIVED and message.first & 0x04):
             self._acknowledge(message)
 
@@ -468,9 +471,14 @@ class Forwarder(PublishReceiver, AckReceiver):
             self._acknowledge(message)
 
     def _acknowledge(self, message: Message) -> None:
-        """Write PUBACK or PUBREC. With the source away it stays owed, and is answered when the source repeats it."""
+        """Write PUBACK or PUBREC.
+
+        A message from an earlier connection of the source is answered when the source has repeated it, as it must
+        (MQTT-4.4.0-1): sooner, a later message could be answered before it, and brokers that deliver QoS 2 on PUBREL
+        would deliver them in that order.
+        """
         source = self._source
-        if source is None:
+        if source is None or not message.heard:
             return
         if message.first & 0x04:
             source.write(codec.encode_ack(codec.PUBREC, message.mid))

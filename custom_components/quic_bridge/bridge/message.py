@@ -40,6 +40,7 @@ class Message:
         "expires_at",
         "first",
         "header",
+        "heard",
         "mid",
         "number",
         "owed",
@@ -76,6 +77,8 @@ class Message:
         """The target may know it from before a restart of ours."""
         self.owed = True
         """The source waits for our acknowledgement; False: an orphan, or a row of the Outbox."""
+        self.heard = True
+        """The source has sent it in its present connection."""
         self.released = False
         """The source has sent PUBREL (QoS 2); for a row: the file knows that PUBREC has come."""
         self.row: int | None = None

@@ -124,7 +124,7 @@ def reason_string(packet_type: int, block: bytes) -> str:
 def readable_connack(header: int, packet: bytes) -> bytes:
     """Lower a Maximum Packet Size that paho takes for an error, as it is larger than any packet can be.
 
-    Four bytes may say up to 4 GiB (MQTT 5, 3.2.2.3.6); HiveMQ's default is 268435460. What is malformed stays so.
+    Four bytes may say up to 4 GiB (MQTT 5, 3.2.2.3.6), and brokers do (nanomq#2010). What is malformed stays so.
     Raises MalformedPacketError.
     """
     length, position = codec.decode_length(packet, header + 2)
