@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from .soak.broker_log import BrokerLog
 from .soak.driver import Soak
 from .soak.ledger import Problem, Stream, payload
 
@@ -19,7 +20,7 @@ def arrived(stream: Stream, *numbers: int) -> list[tuple[str, int, int]]:
 @pytest.mark.parametrize("seed", [38, 59])
 async def test_nothing_is_lost(tmp_path: Path, seed: int) -> None:
     lines: list[str] = []
-    verdict = await Soak(tmp_path, seed, lines.append, rate=150.0).run(0.0, 10.0)
+    verdict = await Soak(tmp_path, seed, lines.append, rate=250.0).run(0.0, 12.0)
     print("\n".join(lines))
     assert verdict.good, verdict.problems
     assert verdict.rounds == 1
@@ -64,3 +65,30 @@ def test_the_ledger_sees_damage() -> None:
     stream.arrive(payload(0, 100)[:-1] + b"x")
     stream.arrive(payload(7, 100))
     assert len(stream.problems()) == 2
+
+
+def test_the_brokers_own_faults_are_seen(tmp_path: Path) -> None:
+    path = tmp_path / "broker.log"
+    path.write_text(
+        "1: Sending PUBLISH to bridge (d0, q2, r0, m7, 't/a', ... (3 bytes))\n"
+        "1: Received PUBREC from bridge (Mid: 7)\n"
+        "1: Sending PUBREL to bridge (m7)\n"
+        "2: Sending PUBLISH to other (d0, q2, r0, m7, 't/a', ... (3 bytes))\n"
+        "2: Sending PUBLISH to bridge (d0, q1, r0, m9, 't/b', ... (3 bytes))\n"
+        "2: Sending PUBLISH to bridge (d0, q1, r0, m8, 't/b', ... (3 bytes))\n"
+        "2: Sending PUBLISH to bridge (d1, q1, r0, m8, 't/b', ... (3 bytes))\n"
+        "3: Sending PUBL"
+    )
+    log = BrokerLog(path)
+    faults = log.faults()
+    assert (faults.repeated, faults.overtaken) == ({}, {"t/b": 1})
+    with path.open("a") as file:
+        file.write(
+            "ISH to bridge (d1, q2, r0, m7, 't/a', ... (3 bytes))\n4: Received PUBCOMP from bridge (Mid: 7, RC:0)\n"
+        )
+    faults = log.faults()
+    assert (faults.repeated, faults.overtaken) == ({"t/a": 1}, {})
+    log.forget()
+    with path.open("a") as file:
+        file.write("5: Sending PUBLISH to bridge (d0, q2, r0, m7, 't/a', ... (3 bytes))\n")
+    assert not log.faults()
