@@ -135,7 +135,8 @@ async def test_a_topic_that_the_remotes_access_list_forbids(scene: Scene, home: 
     await scene.front.stop()
     await scene.remote.kill()
     acl = "topic readwrite down/#\ntopic readwrite up/good\npattern readwrite up/other/%c\n"
-    scene.remote.options = MosquittoOptions(max_queued_messages=0, acl=acl)
+    # Without a bound of its queues mosquitto 2.0.11 hangs up after each refusal.
+    scene.remote.options = MosquittoOptions(acl=acl)
     await scene.remote.start()
     await scene.front.start()
     await scene.running()
@@ -148,6 +149,7 @@ async def test_a_topic_that_the_remotes_access_list_forbids(scene: Scene, home: 
         assert allowed.payloads == [b"0", b"1", b"2"]
     await scene.until(lambda status: not status.outbound.waiting, "nothing waits")
     assert scene.bridge.status.outbound.dropped == {DropReason.REJECTED: 3}
+    assert scene.link.reconnects == 0
 
 
 @pytest.mark.parametrize("qos", [1, 2])
