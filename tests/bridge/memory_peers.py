@@ -199,6 +199,7 @@ class Peer:
         assert message.topic, "no topic"
         assert not set(message.topic) & {"+", "#", "\0"}, "wildcard in a topic"
         assert not set(message.properties or {}) & {Property.TOPIC_ALIAS, Property.SUBSCRIPTION_IDENTIFIER}, "property"
+        assert len(message.encode()) == len(packet), "a property twice, or a length in more bytes than it needs"
         self.published.append(message)
         if not self.settling or not message.qos:
             return b""

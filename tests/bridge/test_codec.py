@@ -128,7 +128,20 @@ def test_forwardable_properties_keeps_what_belongs_to_the_message() -> None:
 
 
 @pytest.mark.parametrize(
-    "block", [b"\x11\x00\x00\x00\x00", b"\x02\x00", b"\x03\x00\x05ab", b"\x26\x00\x01a", b"\x0b\x80"]
+    "block",
+    [
+        b"\x11\x00\x00\x00\x00",
+        b"\x02\x00",
+        b"\x03\x00\x05ab",
+        b"\x26\x00\x01a",
+        b"\x0b\x80",
+        b"\x01\x01\x01\x01",
+        b"\x03\x00\x01a\x03\x00\x01a",
+        b"\x03\x00\x02\xff\xfe",
+        b"\x08\x00\x01\x00",
+        b"\x26\x00\x01a\x00\x01\xff",
+        b"\x26\x00\x01\xff\x00\x01a",
+    ],
 )
 def test_forwardable_properties_refuses_what_no_publish_carries(block: bytes) -> None:
     with pytest.raises(codec.MalformedPacketError):

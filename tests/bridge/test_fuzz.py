@@ -17,6 +17,7 @@ from ..support.packets import (
     encode_ack,
     encode_disconnect,
     encode_suback,
+    packet,
     varint,
 )
 from .memory_peers import MAX_PACKET, Peer, Table
@@ -62,22 +63,22 @@ connack_properties: st.SearchStrategy[Properties] = st.fixed_dictionaries(
 def encode_all(v5: bool, packets: Sequence[object]) -> bytes:
     """Encode a stream of drawn packets."""
     out = b""
-    for packet in packets:
-        match packet:
-            case Publish():
-                packet.properties = packet.properties if v5 else None
-                out += packet.encode()
-            case Connack():
-                packet.properties = packet.properties if v5 else None
-                out += packet.encode()
+    for item in packets:
+        match item:
+            case Publish() | Connack():
+                item.properties = item.properties if v5 else None
+                out += item.encode()
             case (PacketType() as kind, int() as mid, int() as code):
                 out += encode_ack(kind, mid, code if v5 else 0)
+            case ("properties", int() as first, int() as mid, list() as pieces):
+                block = b"".join(pieces)
+                out += packet(first, b"\0\3t/a", mid.to_bytes(2), varint(len(block)) + block if v5 else b"", b"payload")
             case ("suback", int() as mid, list() as reasons):
                 out += encode_suback(mid, reasons, v5=v5)
             case bytes():
-                out += packet
+                out += item
             case _:
-                raise TypeError(packet)
+                raise TypeError(item)
     return out
 
 
@@ -91,9 +92,31 @@ publishes = st.builds(
     packet_id=mids,
     properties=property_sets,
 )
+pieces_of_properties = st.sampled_from(
+    (
+        b"\x01\x01",
+        b"\x01\x07",
+        b"\x02\0\0\0\x05",
+        b"\x03\0\x01a",
+        b"\x03\0\x01\xff",
+        b"\x08\0\x03t/b",
+        b"\x08\0\x01\0",
+        b"\x09\0\x01\xff",
+        b"\x0b\x05",
+        b"\x0b\xff\xff\xff\xff\x01",
+        b"\x11\0\0\0\x01",
+        b"\x23\0\x01",
+        b"\x26\0\x01a\0\x01b",
+        b"\x26\0\x01a\0\x01\xc3",
+        b"\x26\0\x05a",
+    )
+)
 packets = st.one_of(
     publishes,
     publishes,
+    st.tuples(
+        st.just("properties"), st.sampled_from((0x32, 0x34, 0x3A)), mids, st.lists(pieces_of_properties, max_size=3)
+    ),
     st.tuples(st.sampled_from(_ANSWERS), mids, codes),
     st.tuples(st.sampled_from(_ANSWERS), mids, codes),
     st.tuples(st.just("suback"), mids, st.lists(codes, max_size=3)),

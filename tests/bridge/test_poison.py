@@ -220,8 +220,11 @@ async def test_larger_than_the_remote_takes_although_it_did_not_say(scene: Scene
     await home.publish("up/small", b"0", 1)
     await home.publish("up/large", bytes(2000), 1)
     await home.publish("up/small", b"1", 1)
-    await away.wait_for(2, timeout=15)
-    assert away.payloads == [b"0", b"1"]
+    await away.wait_for(lambda messages: any(message.payload == b"1" for message in messages), timeout=15)
+    # A broker that hangs up takes acknowledgements with it: QoS 1 may be repeated.
+    assert list(dict.fromkeys(away.payloads)) == [b"0", b"1"]
+    await scene.until(lambda status: not status.outbound.waiting, "nothing waits")
+    assert scene.bridge.status.outbound.dropped == {DropReason.REJECTED: 1}
 
 
 @pytest.mark.parametrize("code", [0x87, 0x90], ids=lambda code: f"{code:#x}")
@@ -240,8 +243,11 @@ async def test_thrown_out_for_a_message(scene: Scene, home: Client, away: Client
     await home.publish("up/good", b"0", 1)
     await home.publish("up/poison", b"", 1)
     await home.publish("up/good", b"1", 1)
-    await away.wait_for(2, timeout=15)
-    assert away.payloads == [b"0", b"1"]
+    await away.wait_for(lambda messages: any(message.payload == b"1" for message in messages), timeout=15)
+    # A broker that hangs up takes acknowledgements with it: QoS 1 may be repeated.
+    assert list(dict.fromkeys(away.payloads)) == [b"0", b"1"]
+    await scene.until(lambda status: not status.outbound.waiting, "nothing waits")
+    assert scene.bridge.status.outbound.dropped == {DropReason.REJECTED: 1}
 
 
 # --- malformed, or more than we take ----------------------------------------------------------------------------------

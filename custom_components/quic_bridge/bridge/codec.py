@@ -33,16 +33,20 @@ _MESSAGE_EXPIRY: Final = 0x02
 _RESPONSE_TOPIC: Final = 0x08
 _TOPIC_ALIAS: Final = 0x23
 _SUBSCRIPTION_IDENTIFIER: Final = 0x0B
+_USER_PROPERTY: Final = 0x26
+_CONTENT_TYPE: Final = 0x03
+_TEXTS: Final = frozenset({_CONTENT_TYPE, _RESPONSE_TOPIC, _USER_PROPERTY})
+_REPEATABLE: Final = frozenset({_SUBSCRIPTION_IDENTIFIER, _USER_PROPERTY})
 # Length of the value of each property that a PUBLISH may carry; None: length-prefixed, see _skip_property.
 _PUBLISH_PROPERTY_SIZES: Final[dict[int, int | None]] = {
     0x01: 1,  # Payload Format Indicator
     _MESSAGE_EXPIRY: 4,
-    0x03: None,  # Content Type
+    _CONTENT_TYPE: None,
     _RESPONSE_TOPIC: None,
     0x09: None,  # Correlation Data
     _SUBSCRIPTION_IDENTIFIER: None,
     _TOPIC_ALIAS: 2,
-    0x26: None,  # User Property
+    _USER_PROPERTY: None,
 }
 
 
@@ -226,13 +230,21 @@ def forwardable_properties(block: bytes, response_topic: Callable[[bytes], bytes
     """Drop what belongs to one connection only: Topic Alias and Subscription Identifier (MQTT 5, 3.3.2.3).
 
     `response_topic` gives the Response Topic its name on the other side.
-    Raises MalformedPacketError for properties that a PUBLISH cannot carry.
+    Raises MalformedPacketError for properties that a PUBLISH cannot carry: a broker that is less strict than the next
+    one would have us thrown out for them.
     """
     kept: list[bytes] = []
     position = 0
+    seen = 0
     while position < len(block):
         identifier = block[position]
         end = _skip_property(identifier, block, position + 1)
+        if identifier in _TEXTS:
+            _check_texts(block[position + 1 : end])
+        if identifier not in _REPEATABLE:
+            if seen >> identifier & 1:
+                raise MalformedPacketError(f"PUBLISH with property 0x{identifier:02X} twice")
+            seen |= 1 << identifier
         if identifier == _RESPONSE_TOPIC and response_topic is not None:
             topic = response_topic(block[position + 3 : end])
             kept += (block[position : position + 1], len(topic).to_bytes(2), topic)
@@ -240,6 +252,20 @@ def forwardable_properties(block: bytes, response_topic: Callable[[bytes], bytes
             kept.append(block[position:end])
         position = end
     return b"".join(kept)
+
+
+def _check_texts(value: bytes) -> None:
+    """Check length-prefixed strings (MQTT 5, 1.5.4). Raises MalformedPacketError."""
+    position = 0
+    while position < len(value):
+        start = position + 2
+        position = start + int.from_bytes(value[position:start])
+        try:
+            text = value[start:position].decode()
+        except UnicodeDecodeError:
+            raise MalformedPacketError("PUBLISH property is not UTF-8") from None
+        if "\0" in text:
+            raise MalformedPacketError("PUBLISH property with a null character")
 
 
 def expiry_offset(block: bytes) -> int | None:
@@ -267,7 +293,7 @@ def _skip_property(identifier: int, block: bytes, position: int) -> int:
     elif identifier == _SUBSCRIPTION_IDENTIFIER:
         _, position = decode_length(block, position)
     else:
-        for _ in range(2 if identifier == 0x26 else 1):
+        for _ in range(2 if identifier == _USER_PROPERTY else 1):
             position += 2 + int.from_bytes(block[position : position + 2])
     if position > len(block):
         raise MalformedPacketError("PUBLISH property is cut short")
