@@ -188,7 +188,7 @@ class Peer:
         self._client_v5 = connect.level == 5
         if self._client_v5 and not self.v5:
             return Connack(code=_REFUSED_VERSION, properties={}).encode()
-        connack = Connack(session_present=self.session_present, properties={} if self.v5 else None)
+        connack = Connack(session_present=self.session_present, properties={} if self._client_v5 else None)
         return connack.encode() if self.answering else b""
 
     def _take(self, packet: bytes) -> bytes:
