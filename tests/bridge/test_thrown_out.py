@@ -11,7 +11,7 @@ from custom_components.quic_bridge.bridge.status import DropReason
 
 from ..support.client import Client
 from ..support.mosquitto import Mosquitto
-from ..support.packets import PacketType, Property, Publish, binary, packet
+from ..support.packets import PacketType, Property, Publish, binary, decode_ack, packet
 from ..support.processes import wait_until
 from ..support.scripted_broker import ScriptedBroker
 
@@ -50,8 +50,8 @@ async def test_poison_does_not_wedge_the_bridge(local_broker: Mosquitto, tmp_pat
             session.send(POISON[name])
             session.publish("t/a", b"3", mid=3)
             session.publish("t/a", b"4", qos=2, mid=4)
-            for mid in (1, 2, 3):
-                await session.expect(PacketType.PUBACK, mid)
+            # What is plainly malformed is settled at once, the rest when the broker has hung up often enough.
+            assert {decode_ack(await session.receive())[0] for _ in range(3)} == {1, 2, 3}
             await session.expect(PacketType.PUBREC, 4)
             session.ack(PacketType.PUBREL, 4)
             await wait_until(lambda: b"4" in client.payloads, 10, "what came after the poison")
