@@ -195,11 +195,32 @@ def test_texts(language: str) -> None:
     for key, text in texts.items():
         assert text, key
         assert text == text.strip(), key
+        assert text.count("\n") == TEXTS[key].count("\n"), key
         assert not re.search(r"</?[a-z]+>|https?://|\[%key:|'\{\w+\}'", text), key
         for part in key.split("."):
             assert re.fullmatch(r"[a-z0-9]+([_-][a-z0-9]+)*", part), key
         if ".state." in key:
             assert not placeholders(text), key
+
+
+@pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])
+def test_texts_are_translated(language: str) -> None:
+    """No text is left in English, but for product names."""
+    products = {"Zigbee2MQTT", "Tasmota"}
+    assert {key for key, text in load_texts(language).items() if text == TEXTS[key] and text not in products} == set()
+
+
+def test_chinese_is_set_as_home_assistant_sets_it() -> None:
+    """Fullwidth punctuation, and a space between Chinese and Latin characters or placeholders."""
+    chinese = "[\u4e00-\u9fff]"
+    faults = "|".join(
+        (
+            rf"{chinese}[A-Za-z0-9{{]|[A-Za-z0-9}}]{chinese}",
+            rf"{chinese}\s*[,;:!?()]|[,;:!?()]\s*{chinese}|{chinese}\.",
+            r"[，。；：！？（）“”] | [，。；：！？（）“”]",  # noqa: RUF001
+        )
+    )
+    assert {key: text for key, text in load_texts("zh-Hans").items() if re.search(faults, text)} == {}
 
 
 def test_every_field_is_described() -> None:
