@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from homeassistant.components.repairs import RepairsFlowManager
-from homeassistant.config_entries import ConfigEntriesFlowManager, ConfigSubentryFlowManager
+from homeassistant.config_entries import ConfigEntriesFlowManager, ConfigSubentryFlowManager, OptionsFlowManager
 from homeassistant.data_entry_flow import FlowHandler, FlowManager, FlowResultType, section
 from homeassistant.helpers.issue_registry import IssueRegistry, async_get as async_get_issues
 from homeassistant.helpers.selector import SelectSelector
@@ -116,6 +116,8 @@ def _flow_prefix(manager: FlowManager[Any, Any, Any], flow: FlowHandler[Any, Any
     """Return where the texts of a flow are; None for flows of others."""
     if isinstance(manager, ConfigEntriesFlowManager):
         return "config" if flow.handler == DOMAIN else None
+    if isinstance(manager, OptionsFlowManager):
+        return "options" if flow.hass.config_entries.async_get_known_entry(flow.handler).domain == DOMAIN else None
     if isinstance(manager, ConfigSubentryFlowManager):
         entry = flow.hass.config_entries.async_get_known_entry(flow.handler[0])
         return f"config_subentries.{flow.handler[1]}" if entry.domain == DOMAIN else None

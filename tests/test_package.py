@@ -289,12 +289,13 @@ def test_keys_in_code_are_translated() -> None:
     for prefix, module, silent in (
         ("config", "config_flow.py", {"user", "reauth"}),
         ("config_subentries.route", "route_flow.py", {"back", "save"}),
+        ("options", "options_flow.py", set()),
     ):
         steps = {
             key.removeprefix(f"{prefix}.step.").split(".")[0] for key in TEXTS if key.startswith(f"{prefix}.step.")
         }
         assert steps == steps_in(module) - silent
-    for prefix in ("config.abort.", "exceptions.", "selector."):
+    for prefix in ("config.abort.", "exceptions.", "options.error.", "selector."):
         for key in {key.removeprefix(prefix).split(".")[0] for key in TEXTS if key.startswith(prefix)}:
             assert key in strings, key
 

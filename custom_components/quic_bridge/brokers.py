@@ -21,7 +21,9 @@ from .const import (
     CONF_USE_TLS,
     CONF_VERIFY,
     DOMAIN,
+    PAGE_MESSAGES,
 )
+from .options import outbox_limits, with_options
 from .route_data import stored_routes
 
 MQTT_DOMAIN: Final = "mqtt"
@@ -125,8 +127,8 @@ def outbox_path(hass: HomeAssistant, entry: ConfigEntry) -> Path:
 def bridge_config(hass: HomeAssistant, entry: ConfigEntry) -> BridgeConfig:
     """Return the bridge's configuration: the remote broker and the routes among the entry's subentries."""
     return BridgeConfig(
-        outbox=OutboxConfig(path=outbox_path(hass, entry)),
-        remote=remote_broker(entry.data[CONF_REMOTE]),
+        outbox=OutboxConfig(path=outbox_path(hass, entry), limits=outbox_limits(entry.options.get(PAGE_MESSAGES, {}))),
+        remote=with_options(remote_broker(entry.data[CONF_REMOTE]), entry.options),
         routes=stored_routes(entry),
     )
 

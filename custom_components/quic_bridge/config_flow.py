@@ -48,6 +48,7 @@ from .flow_forms import (
     error_field,
     first_routes,
 )
+from .options_flow import QuicBridgeOptionsFlow
 from .route_data import route_title, route_to_data
 from .route_flow import RouteSubentryFlow
 
@@ -77,6 +78,13 @@ class QuicBridgeConfigFlow(ConfigFlow, domain=DOMAIN):
     def async_get_supported_subentry_types(cls, config_entry: ConfigEntry) -> dict[str, type[ConfigSubentryFlow]]:
         """Return the kinds of subentries: routes."""
         return {SUBENTRY_ROUTE: RouteSubentryFlow}
+
+    @staticmethod
+    @callback
+    @override
+    def async_get_options_flow(config_entry: ConfigEntry) -> QuicBridgeOptionsFlow:
+        """Return the flow for how the bridge behaves."""
+        return QuicBridgeOptionsFlow()
 
     # --- the steps of setting up, and of reconfiguring ----------------------------------------------------------------
 

@@ -8,6 +8,16 @@ DOMAIN: Final = "quic_bridge"
 CONF_PAUSED: Final = "paused"
 """Whether the bridge is to rest; changed by its switch, and kept here because that outlasts a power cut."""
 
+# Pages of the options flow, and keys of entry.options: one mapping for each page.
+PAGE_MESSAGES: Final = "messages"
+
+# Keys of the page `messages`, in the units of the form (see options.py).
+CONF_MAX_PAYLOAD: Final = "max_payload"
+CONF_OUTBOX_MESSAGES: Final = "outbox_messages"
+CONF_OUTBOX_SIZE: Final = "outbox_size"
+CONF_OUTBOX_DAYS: Final = "outbox_days"
+SECTION_OUTBOX: Final = "outbox"
+
 # entry.data: one mapping for each broker.
 CONF_LOCAL: Final = "local"
 CONF_REMOTE: Final = "remote"

@@ -1,6 +1,7 @@
 """Ties a bridge to Home Assistant: its status to entities and reauth, and changes of the mqtt entry to the bridge."""
 
 import asyncio
+from dataclasses import replace
 import logging
 from typing import override
 
@@ -17,6 +18,7 @@ from .bridge.status import BridgeStatus, LinkState, LinkStatus, Side
 from .brokers import MQTT_DOMAIN, bridge_config, local_broker, uses_home_assistant_broker
 from .const import CONF_LOCAL, CONF_PAUSED, DOMAIN, REAUTH_SIDE
 from .issues import BridgeIssues
+from .options import with_options
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ type QuicBridgeConfigEntry = ConfigEntry[QuicBridgeCoordinator]
 
 def _settings(entry: ConfigEntry) -> tuple[object, ...]:
     """Return all of an entry that a change of makes a new bridge: neither its routes nor whether it is paused."""
-    return entry.title, entry.data
+    return entry.title, entry.data, {key: value for key, value in entry.options.items() if key != CONF_PAUSED}
 
 
 class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
@@ -113,7 +115,10 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
 
     def _local_broker(self) -> BrokerConfig:
         """Return the local broker as it is configured now; called by the bridge before each attempt."""
-        return local_broker(self.hass, self.config_entry.data[CONF_LOCAL])
+        broker = local_broker(self.hass, self.config_entry.data[CONF_LOCAL])
+        # Messages that are too large are counted here rather than dropped by the broker without a word; their bytes
+        # cost nothing at home.
+        return replace(with_options(broker, self.config_entry.options), announce_limit=False)
 
     def _read_mqtt_broker(self) -> BrokerConfig | None:
         try:

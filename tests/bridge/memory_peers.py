@@ -31,7 +31,8 @@ from ..support.packets import (
 
 _LOGGER = logging.getLogger("custom_components.quic_bridge")
 
-MAX_PACKET = 3000
+MAX_PAYLOAD = 3000
+MAX_PACKET = MAX_PAYLOAD + 64 * 1024
 _TURNS = 300
 _READ_SIZE = 16 * 1024
 _REFUSED_VERSION = 0x84
@@ -245,7 +246,7 @@ class Table:
 
     @staticmethod
     def _broker(port: int) -> BrokerConfig:
-        return BrokerConfig(host="memory", port=port, client_id="bridge", keepalive=0, max_packet=MAX_PACKET)
+        return BrokerConfig(host="memory", port=port, client_id="bridge", keepalive=0, max_payload=MAX_PAYLOAD)
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()

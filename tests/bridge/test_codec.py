@@ -107,6 +107,17 @@ def test_framing_holds_no_more_than_it_may(chunks: list[bytes]) -> None:
         assert len(framer._buffer) <= 5 + 2 + 65_535 + 2
 
 
+@given(st.binary(max_size=200), st.booleans(), st.integers(0, 2), st.booleans())
+def test_payload_size(payload: bytes, v5: bool, qos: int, with_properties: bool) -> None:
+    properties = (properties_of_every_kind() if with_properties else b"") if v5 else None
+    packet = codec.encode_publish(codec.PUBLISH | qos << 1, b"a/b", 7, properties, payload)
+    assert codec.payload_size(packet[0], codec.header_length(packet), packet, v5=v5) == len(payload)
+
+
+def test_payload_size_of_what_cannot_be_read() -> None:
+    assert codec.payload_size(0x30, 2, b"\x30\x08\0\1a\xff\xff\xff\xff\xff", v5=True) == 0
+
+
 def properties_of_every_kind() -> bytes:
     properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
     properties.PayloadFormatIndicator = 1

@@ -20,7 +20,7 @@ from ..support.packets import (
     packet,
     varint,
 )
-from .memory_peers import MAX_PACKET, Peer, Table
+from .memory_peers import MAX_PACKET, MAX_PAYLOAD, Peer, Table
 
 _LONGEST_HEAD = 5 + 2 + 65_535 + 2
 _ANSWERS = (PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUBCOMP)
@@ -85,7 +85,9 @@ def encode_all(v5: bool, packets: Sequence[object]) -> bytes:
 publishes = st.builds(
     Publish,
     topic=topics,
-    payload=st.one_of(st.binary(max_size=20), st.just(b"x" * (MAX_PACKET + 10))),
+    payload=st.one_of(
+        st.binary(max_size=20), st.sampled_from((MAX_PAYLOAD, MAX_PAYLOAD + 1, MAX_PACKET + 1)).map(lambda n: b"x" * n)
+    ),
     qos=st.sampled_from((0, 1, 1, 2, 2, 3)),
     retain=st.booleans(),
     dup=st.booleans(),

@@ -253,14 +253,34 @@ async def test_thrown_out_for_a_message(scene: Scene, home: Client, away: Client
 # --- malformed, or more than we take ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("qos", [0, 1, 2])
+async def test_larger_than_we_take_and_the_broker_does_not_know(
+    scene: Scene, home: Client, away: Client, caplog: pytest.LogCaptureFixture, qos: int
+) -> None:
+    """One byte too many, or far too many to be stored: dropped, counted, reported once, and what follows arrives."""
+    scene.local_config = replace(scene.local_config, max_payload=1000, announce_limit=False)
+    await scene.running()
+    for number in range(2):
+        for size in (1000, 1001, 200_000):
+            await home.publish("up/large", bytes(size), qos)
+        await home.publish("up/small", b"%d" % number, qos)
+    await away.wait_for(4)
+    assert away.payloads == [bytes(1000), b"0", bytes(1000), b"1"]
+    assert scene.bridge.status.outbound.dropped == {DropReason.TOO_LARGE: 4}
+    await scene.until(lambda status: not status.outbound.waiting, "nothing waits")
+    [warning] = drop_warnings(caplog)
+    assert "up/large" in warning
+    assert scene.link.reconnects == 0
+
+
 @pytest.mark.parametrize("side", ["local", "remote"])
 async def test_larger_than_we_take(scene: Scene, home: Client, away: Client, side: str) -> None:
     """A broker that ignores our Maximum Packet Size: the message is skipped without being stored, and acknowledged."""
     small = 20_000
     if side == "local":
-        scene.local_config = replace(scene.local_config, max_packet=small)
+        scene.local_config = replace(scene.local_config, max_payload=small)
     else:
-        scene.remote_config = replace(scene.remote_config, max_packet=small)
+        scene.remote_config = replace(scene.remote_config, max_payload=small)
         # mosquitto keeps to what it is told, so it is not told.
     await scene.running()
     source, sink, topic = (home, away, "up") if side == "local" else (away, home, "down")
@@ -342,7 +362,7 @@ async def test_no_mqtt_any_more(scene: Scene, name: str) -> None:
 @pytest.mark.parametrize("qos", [0, 1, 2])
 async def test_messages_of_every_size(scene: Scene, home: Client, away: Client, qos: int) -> None:
     """Nothing, one byte, around the limits of the length field, megabytes; any bytes, and topics in any script."""
-    scene.remote_config = replace(scene.remote_config, max_packet=4 * 1024 * 1024)
+    scene.remote_config = replace(scene.remote_config, max_payload=4 * 1024 * 1024)
     await scene.running()
     sizes = [0, 1, 100, 127, 128, 16_250, 16_384, 65_535, 65_536, 1_000_000]
     payloads = [bytes(range(256)) * (size // 256) + bytes(size % 256) for size in sizes]

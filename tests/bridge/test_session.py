@@ -40,7 +40,7 @@ class Wire:
         self.local_broker = local
         self.remote_broker = remote
         self.local_config = BrokerConfig(host="127.0.0.1", port=local.port, client_id="bridge")
-        self.remote_config = BrokerConfig(host="127.0.0.1", port=remote.port, client_id="bridge", max_packet=100_000)
+        self.remote_config = BrokerConfig(host="127.0.0.1", port=remote.port, client_id="bridge", max_payload=100_000)
         self.routes: tuple[Route, ...] = (
             Route(id="1", direction=Direction.BOTH, topic_filter="t/#"),
             Route(id="2", direction=Direction.BOTH, topic_filter="barrier"),
@@ -127,7 +127,7 @@ async def test_what_we_ask_for(wire: Wire) -> None:
     assert connect.properties == {
         Property.SESSION_EXPIRY: 7 * 24 * 3600,
         Property.RECEIVE_MAXIMUM: 7,
-        Property.MAXIMUM_PACKET_SIZE: 100_000,
+        Property.MAXIMUM_PACKET_SIZE: 100_000 + 64 * 1024,
     }
 
 

@@ -194,6 +194,18 @@ def publish_mid(header: int, topic_length: int, packet: bytes) -> int:
     return mid
 
 
+def payload_size(first: int, header: int, packet: bytes, *, v5: bool) -> int:
+    """Return the size in bytes of a PUBLISH's payload; 0 or less for properties that cannot be read."""
+    position = header + 2 + int.from_bytes(packet[header : header + 2]) + (2 if first & 0x06 else 0)
+    if v5:
+        try:
+            length, position = decode_length(packet, position)
+        except MalformedPacketError:
+            return 0
+        position += length
+    return len(packet) - position
+
+
 def encode_publish(first: int, topic: bytes, mid: int, properties: bytes | None, payload: bytes) -> bytes:
     """Build a PUBLISH. `properties` is the block without its length, None for MQTT 3.1.1; `mid` counts if QoS > 0."""
     parts = [len(topic).to_bytes(2), topic]

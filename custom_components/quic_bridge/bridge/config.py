@@ -12,6 +12,9 @@ DEFAULT_TCP_PORT: Final = 1883
 DEFAULT_QUIC_PORT: Final = 14567
 """EMQX's default for MQTT over QUIC."""
 
+_MAX_HEAD: Final = 64 * 1024
+"""Bytes for a packet's topic and properties."""
+
 
 class TransportKind(StrEnum):
     """How bytes reach a broker."""
@@ -77,8 +80,18 @@ class BrokerConfig:
     """Seconds the broker keeps our session (and queues for us) while we are away (MQTT 5)."""
     window: int = 1000
     """Most QoS 1 and 2 messages under way to this broker, and its Receive Maximum towards us."""
-    max_packet: int = 10 * 1024 * 1024 + 64 * 1024
-    """Largest packet in bytes that we take from this broker (10 MiB of payload and its head)."""
+    max_payload: int = 10 * 1024 * 1024
+    """Largest payload in bytes that we take from this broker; what is larger is dropped and counted."""
+    announce_limit: bool = True
+    """Tell the broker the limit (MQTT 5, Maximum Packet Size), so that it keeps larger messages to itself.
+
+    Brokers do so without a word (MQTT 5, 3.1.2.11.4), so without this we can tell of them, at the price of their bytes.
+    """
+
+    @property
+    def max_packet(self) -> int:
+        """Largest packet in bytes that we take: the payload and what comes before it."""
+        return self.max_payload + _MAX_HEAD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -226,7 +226,8 @@ class MqttSession(TransportReceiver):
             properties = make_properties(PacketTypes.CONNECT)
             properties.SessionExpiryInterval = 0 if self._clean else self.config.session_expiry
             properties.ReceiveMaximum = self.config.window
-            properties.MaximumPacketSize = self.config.max_packet
+            if self.config.announce_limit:
+                properties.MaximumPacketSize = self.config.max_packet
         self._paho.connect_async(
             "broker",  # paho wants a name; the transport is connected already
             1,
@@ -336,12 +337,15 @@ class MqttSession(TransportReceiver):
     @override
     def data_received(self, data: bytes) -> None:
         self._received_at = self._loop.time()
+        max_payload = self.config.max_payload
         try:
             for first, header, packet, size in self._framer.feed(data):
                 packet_type = first & 0xF0
                 if packet_type == codec.PUBLISH:
                     self._require_connected(first)
-                    if size == len(packet):
+                    if size == len(packet) and (
+                        size <= max_payload or codec.payload_size(first, header, packet, v5=self.v5) <= max_payload
+                    ):
                         self._publishes.source_publish(first, header, packet)
                     else:
                         self._publishes.source_oversized(first, header, packet, size)

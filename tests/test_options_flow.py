@@ -1,0 +1,142 @@
+"""Options in the user interface: what is stored, what is refused, and what reaches the brokers."""
+
+from homeassistant.config_entries import ConfigFlowResult
+from homeassistant.core import HomeAssistant
+from homeassistant.data_entry_flow import FlowResultType, InvalidData
+import pytest
+from pytest_homeassistant_custom_component.common import MockConfigEntry
+
+from custom_components.quic_bridge.bridge.config import BridgeConfig
+from custom_components.quic_bridge.bridge.outbox_model import OutboxLimits
+from custom_components.quic_bridge.brokers import bridge_config
+
+from .ha_flows import Input, suggested
+from .ha_helpers import bridge_entry, local_data, remote_data, set_up, state, wait_running
+from .support.certs import Certificates
+from .support.client import Client
+from .support.mosquitto import Mosquitto
+from .support.processes import wait_until
+from .support.quic_front import Front
+
+MIB = 1024 * 1024
+
+
+async def open_page(hass: HomeAssistant, entry: MockConfigEntry, page: str) -> ConfigFlowResult:
+    """Choose a page in the menu."""
+    result = await hass.config_entries.options.async_init(entry.entry_id)
+    assert (result["type"], result["step_id"]) == (FlowResultType.MENU, "init")
+    return await fill(hass, result, {"next_step_id": page})
+
+
+async def fill(hass: HomeAssistant, result: ConfigFlowResult, user_input: Input) -> ConfigFlowResult:
+    """Fill in the form that is shown."""
+    return await hass.config_entries.options.async_configure(result["flow_id"], user_input)
+
+
+def stored_entry(hass: HomeAssistant) -> MockConfigEntry:
+    """Return an entry that is not set up."""
+    entry = bridge_entry(local_data(None), remote_data(14567, None))
+    entry.add_to_hass(hass)
+    return entry
+
+
+def seen(hass: HomeAssistant, entry: MockConfigEntry) -> BridgeConfig:
+    """What the bridge would be told."""
+    return bridge_config(hass, entry)
+
+
+async def test_messages(hass: HomeAssistant) -> None:
+    entry = stored_entry(hass)
+    assert seen(hass, entry).remote.max_payload == 10 * MIB
+    result = await open_page(hass, entry, "messages")
+    assert result["step_id"] == "messages"
+    placeholders = result["description_placeholders"] or {}
+    assert (placeholders["max_payload"], placeholders["outbox_days"]) == ("10", "7")
+    assert suggested(result, "max_payload") is None
+
+    typed = {"max_payload": 0.5, "outbox": {"outbox_messages": 500, "outbox_size": 2, "outbox_days": 1}}
+    result = await fill(hass, result, typed)
+    assert result["type"] is FlowResultType.CREATE_ENTRY
+    assert entry.options == {
+        "messages": {"max_payload": 0.5, "outbox_messages": 500, "outbox_size": 2, "outbox_days": 1}
+    }
+    config = seen(hass, entry)
+    assert config.remote.max_payload == MIB // 2
+    assert config.outbox is not None
+    assert config.outbox.limits == OutboxLimits(messages=500, bytes=2 * MIB, age=24 * 3600)
+
+    # What is stored is there to be changed; an empty field is back to its default.
+    result = await open_page(hass, entry, "messages")
+    assert suggested(result, "max_payload") == 0.5
+    assert suggested(result, "outbox", "outbox_size") == 2
+    await fill(hass, result, {"outbox": {"outbox_days": 3}})
+    assert entry.options == {"messages": {"outbox_days": 3}}
+    config = seen(hass, entry)
+    assert config.remote.max_payload == 10 * MIB
+    assert config.outbox is not None
+    assert config.outbox.limits == OutboxLimits(age=3 * 24 * 3600)
+    await fill(hass, await open_page(hass, entry, "messages"), {"outbox": {}})
+    assert entry.options == {}
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        {"max_payload": 0, "outbox": {}},
+        {"max_payload": 256, "outbox": {}},
+        {"outbox": {"outbox_messages": 0}},
+        {"outbox": {"outbox_size": 0}},
+        {"outbox": {"outbox_days": 0}},
+        {"outbox": {"outbox_days": "long"}},
+    ],
+)
+async def test_messages_out_of_range(hass: HomeAssistant, typed: Input) -> None:
+    """No bound can be taken away."""
+    entry = stored_entry(hass)
+    with pytest.raises(InvalidData):
+        await fill(hass, await open_page(hass, entry, "messages"), typed)
+    assert entry.options == {}
+
+
+async def test_messages_that_do_not_go_together(hass: HomeAssistant) -> None:
+    entry = stored_entry(hass)
+    result = await open_page(hass, entry, "messages")
+    result = await fill(hass, result, {"max_payload": 20, "outbox": {"outbox_size": 19}})
+    assert result["errors"] == {"outbox": "outbox_smaller_than_message"}
+    # What was typed is still there.
+    assert suggested(result, "max_payload") == 20
+    assert suggested(result, "outbox", "outbox_size") == 19
+    result = await fill(hass, result, {"max_payload": 20, "outbox": {"outbox_size": 20}})
+    assert result["type"] is FlowResultType.CREATE_ENTRY
+
+
+async def test_changed_options_start_the_bridge_afresh(
+    hass: HomeAssistant, local_broker: Mosquitto, remote_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    bridge = entry.runtime_data.bridge
+    await fill(hass, await open_page(hass, entry, "messages"), {"max_payload": 0.1, "outbox": {}})
+    await hass.async_block_till_done()
+    assert entry.runtime_data.bridge is not bridge
+    await wait_running(hass, entry)
+
+    async with (
+        Client(local_broker.host, local_broker.port) as home,
+        Client(remote_broker.host, remote_broker.port) as away,
+    ):
+        await away.subscribe("up/#", qos=1)
+        await home.publish("up/large", bytes(MIB // 10 + 1), 1)
+        await home.publish("up/small", b"x", 1)
+        await away.wait_for(1)
+        assert away.payloads == [b"x"]
+    status = entry.runtime_data.bridge.status
+    assert status.outbound.dropped == {"too_large": 1}
+    await wait_until(lambda: state(hass, entry, "messages_dropped") == "1", 10, "the sensor")
+
+    # Nothing has changed: the bridge goes on.
+    bridge = entry.runtime_data.bridge
+    await fill(hass, await open_page(hass, entry, "messages"), {"max_payload": 0.1, "outbox": {}})
+    await hass.async_block_till_done()
+    assert entry.runtime_data.bridge is bridge
