@@ -16,6 +16,7 @@ from typing import Any
 from homeassistant.components.repairs import RepairsFlowManager
 from homeassistant.config_entries import ConfigEntriesFlowManager, ConfigSubentryFlowManager, OptionsFlowManager
 from homeassistant.data_entry_flow import FlowHandler, FlowManager, FlowResultType, section
+from homeassistant.helpers.entity import Entity
 from homeassistant.helpers.issue_registry import IssueRegistry, async_get as async_get_issues
 from homeassistant.helpers.selector import SelectSelector
 import pytest
@@ -31,6 +32,12 @@ def hass_config_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("config")
     (folder / "configuration.yaml").touch()
     return str(folder)
+
+
+@pytest.fixture
+def entity_registry_enabled_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enable also the entities that are disabled by default, as Home Assistant's fixture of this name does."""
+    monkeypatch.setattr(Entity, "entity_registry_enabled_default", True)
 
 
 @pytest.fixture(autouse=True)

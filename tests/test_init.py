@@ -59,7 +59,7 @@ async def test_set_up_without_brokers_returns_promptly_and_connects_later(
     await set_up(hass, entry)
     assert time.monotonic() - began < 2
     await wait_for_state(hass, entry, "local_connection", STATE_ON)
-    assert state(hass, entry, "remote_connection") == STATE_OFF
+    await wait_for_state(hass, entry, "remote_connection", STATE_OFF)
     async with Front(remote_broker.address, certs.server.cert_file, certs.server.key_file, port=port):
         await wait_running(hass, entry)
         assert state(hass, entry, "remote_connection") == STATE_ON

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from homeassistant.components.repairs import FlowType, repairs_flow_manager
+from homeassistant.const import STATE_OFF
 from homeassistant.core import HomeAssistant
 from homeassistant.data_entry_flow import FlowResultType
 from homeassistant.helpers.issue_registry import IssueEntry, async_get as async_get_issues
@@ -17,7 +18,6 @@ from .ha_flows import fill, remote_input
 from .ha_helpers import (
     CLIENT_ID,
     bridge_entry,
-    entity_id,
     local_data,
     mqtt_entry,
     remote_data,
@@ -72,24 +72,21 @@ async def test_refused_topics_are_an_issue(
     await set_up(hass, entry)
     await wait_running(hass, entry)
     name = "subscriptions_refused_remote"
-    assert placeholders(hass, entry, name) == {"name": "127.0.0.1", "topics": "- `down/#`\n- `secret/+`"}
+    refusals = ["- `← down/#`: not authorized (0x87)", "- `← secret/+`: unspecified error (0x80)"]
+    assert placeholders(hass, entry, name) == {"name": "127.0.0.1", "routes": "\n".join(refusals)}
     assert issue(hass, entry, "subscriptions_refused_local") is None
-    assert state(hass, entry, "subscriptions_refused") == "2"
-    found = hass.states.get(entity_id(hass, entry, "subscriptions_refused"))
-    assert found is not None
-    assert (found.attributes["local"], found.attributes["remote"]) == ((), ("down/#", "secret/+"))
 
     # One of the two is done without.
     secret = next(route for route in entry.subentries.values() if route.data["topic_filter"] == "secret/+")
     hass.config_entries.async_remove_subentry(entry, secret.subentry_id)
     await hass.async_block_till_done()
-    assert placeholders(hass, entry, name)["topics"] == "- `down/#`"
+    assert placeholders(hass, entry, name)["routes"] == refusals[0]
 
     # The other one is allowed now.
     quic_front.remove_rule(*rules)
     entry.runtime_data.bridge.reconnect()
     await wait_until(lambda: issue(hass, entry, name) is None, what="the end of the issue")
-    assert state(hass, entry, "subscriptions_refused") == "0"
+    assert state(hass, entry, "route_problems") == STATE_OFF
 
 
 async def test_many_refused_topics(
@@ -103,7 +100,10 @@ async def test_many_refused_topics(
     await set_up(hass, entry)
     await wait_running(hass, entry)
     name = "subscriptions_refused_remote"
-    assert placeholders(hass, entry, name)["topics"].splitlines()[-2:] == ["- `down/19`", "- ..."]
+    assert placeholders(hass, entry, name)["routes"].splitlines()[-2:] == [
+        "- `← down/19`: not authorized (0x87)",
+        "- ...",
+    ]
     assert await hass.config_entries.async_unload(entry.entry_id)
     assert issue(hass, entry, name) is None
 

@@ -19,7 +19,7 @@ from PIL import Image
 import pytest
 
 from custom_components.quic_bridge import PLATFORMS
-from custom_components.quic_bridge.binary_sensor import CONNECTIONS
+from custom_components.quic_bridge.binary_sensor import CONNECTIONS, ROUTE_PROBLEMS
 from custom_components.quic_bridge.bridge.errors import AUTHENTICATION_ERRORS, REFUSED_ERRORS, ErrorCode
 from custom_components.quic_bridge.bridge.outbox_model import OutboxFault
 from custom_components.quic_bridge.bridge.routes import Direction, Qos0Policy, RetainedAtConnect, RetainMode
@@ -302,7 +302,7 @@ def test_keys_in_code_are_translated() -> None:
 
 def test_entities_have_names_and_icons() -> None:
     described: dict[str, Sequence[EntityDescription]] = {
-        "binary_sensor": CONNECTIONS,
+        "binary_sensor": [*CONNECTIONS, ROUTE_PROBLEMS],
         "button": [RECONNECT],
         "event": [EVENTS],
         "sensor": SENSORS,

@@ -15,7 +15,7 @@ from .ha_helpers import bridge_entry, entity_id, local_data, remote_data, set_up
 from .support.certs import Certificates
 from .support.client import Client
 from .support.mosquitto import Mosquitto
-from .support.processes import free_port
+from .support.processes import free_port, wait_until
 from .support.quic_front import Front
 
 
@@ -37,9 +37,9 @@ async def test_status_and_connection_history(
 ) -> None:
     began = datetime.now(UTC).replace(microsecond=0)
     await set_up(hass, entry)
-    assert state(hass, entry, "remote_last_connected") == STATE_UNKNOWN
+    assert state(hass, entry, "remote_connected_since") == STATE_UNKNOWN
     await wait_running(hass, entry)
-    connected = state(hass, entry, "remote_last_connected")
+    connected = state(hass, entry, "remote_connected_since")
     assert began <= datetime.fromisoformat(connected) <= datetime.now(UTC)
     for side in ("local", "remote"):
         assert state(hass, entry, f"{side}_reconnects") == "0"
@@ -52,9 +52,8 @@ async def test_status_and_connection_history(
     error = attributes(hass, entry, "remote_last_error")
     assert "closed" in str(error["message"])
     assert isinstance(error["time"], datetime)
-    # The time stays while the broker is away, and is another one afterwards.
+    assert state(hass, entry, "remote_connected_since") == STATE_UNKNOWN
     await wait_for_state(hass, entry, "remote_last_error", "refused")
-    assert state(hass, entry, "remote_last_connected") == connected
     await local_broker.stop()
     await wait_for_state(hass, entry, "status", "down")
 
@@ -64,6 +63,7 @@ async def test_status_and_connection_history(
     await local_broker.start()
     await wait_running(hass, entry)
     assert state(hass, entry, "local_reconnects") == "1"
+    assert datetime.fromisoformat(state(hass, entry, "remote_connected_since")) > datetime.fromisoformat(connected)
     # What went wrong last remains to be seen.
     assert state(hass, entry, "remote_last_error") == "refused"
 
@@ -87,6 +87,53 @@ async def test_counters(
         await home.publish("up/lamp", b"lost", 0)
         await wait_for_state(hass, entry, "messages_dropped", "1")
         assert attributes(hass, entry, "messages_dropped")["disconnected"] == 1
+
+
+@pytest.mark.usefixtures("entity_registry_enabled_by_default")
+async def test_rates_and_data(
+    hass: HomeAssistant,
+    entry: MockConfigEntry,
+    local_broker: Mosquitto,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A rate falls to zero when nothing comes any more, and at once with a pause."""
+    monkeypatch.setattr("custom_components.quic_bridge.bridge.bridge._COUNTER_INTERVAL", 0.1)
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    keys = ("message_rate_sent", "message_rate_received", "data_sent", "data_received")
+    assert [float(state(hass, entry, key)) for key in keys] == [0] * 4
+    async with Client(*local_broker.address) as home:
+        await home.burst("up/lamp", (bytes(1000) for _ in range(20)), 1)
+        await wait_until(lambda: float(state(hass, entry, "message_rate_sent")) > 0, 5, "a rate")
+        await wait_for_state(hass, entry, "messages_sent", "20")
+        assert 0.02 < float(state(hass, entry, "data_sent")) < 0.021
+        await wait_for_state(hass, entry, "message_rate_sent", "0.0")
+        assert float(state(hass, entry, "data_received")) == 0
+
+        await home.burst("up/lamp", (b"on" for _ in range(20)), 1)
+        await wait_until(lambda: float(state(hass, entry, "message_rate_sent")) > 0, 5, "a rate")
+        target = {"entity_id": entity_id(hass, entry, "enabled")}
+        await hass.services.async_call("switch", "turn_off", target, blocking=True)
+        assert state(hass, entry, "message_rate_sent") == "0.0"
+
+
+async def test_outbox_of_a_bridge_that_starts_paused(
+    hass: HomeAssistant, local_broker: Mosquitto, certs: Certificates
+) -> None:
+    """What waits in the file is not known before it was opened."""
+    entry = bridge_entry(local_data(local_broker), remote_data(free_port(), certs.ca_pem))
+    await set_up(hass, entry)
+    await wait_for_state(hass, entry, "local_connection", "on")
+    async with Client(*local_broker.address) as home:
+        await home.publish("up/lamp", b"kept", 1)
+        await wait_for_state(hass, entry, "outbox_messages", "1")
+    target = {"entity_id": entity_id(hass, entry, "enabled")}
+    await hass.services.async_call("switch", "turn_off", target, blocking=True)
+    assert state(hass, entry, "outbox_messages") == "1"
+    assert await hass.config_entries.async_reload(entry.entry_id)
+    assert state(hass, entry, "outbox_messages") == STATE_UNKNOWN
+    await hass.services.async_call("switch", "turn_on", target, blocking=True)
+    await wait_for_state(hass, entry, "outbox_messages", "1")
 
 
 async def test_round_trip_time(hass: HomeAssistant, entry: MockConfigEntry, quic_front: Front) -> None:
@@ -125,17 +172,20 @@ async def test_descriptions(hass: HomeAssistant, socket_enabled: None) -> None:
         "status": ("Status", None, "enum", None, None),
         "messages_sent": ("Messages sent", None, None, total, "messages"),
         "messages_received": ("Messages received", None, None, total, "messages"),
+        "message_rate_sent": ("Message rate sent", diagnostic, None, "measurement", "messages/min"),
+        "message_rate_received": ("Message rate received", diagnostic, None, "measurement", "messages/min"),
+        "data_sent": ("Data sent", diagnostic, "data_size", total, "MB"),
+        "data_received": ("Data received", diagnostic, "data_size", total, "MB"),
         "messages_waiting": ("Messages waiting", diagnostic, None, "measurement", "messages"),
         "outbox_messages": ("Messages in outbox", diagnostic, None, "measurement", "messages"),
         "outbox_oldest": ("Oldest message in outbox", diagnostic, "timestamp", None, None),
         "messages_dropped": ("Messages dropped", diagnostic, None, total, "messages"),
-        "subscriptions_refused": ("Topics refused", diagnostic, None, "measurement", "topics"),
         "remote_round_trip_time": ("Remote round-trip time", diagnostic, "duration", "measurement", "ms"),
         "remote_reconnects": ("Remote reconnects", diagnostic, None, total, "reconnects"),
-        "remote_last_connected": ("Remote last connected", diagnostic, "timestamp", None, None),
+        "remote_connected_since": ("Remote connected since", diagnostic, "uptime", None, None),
         "remote_last_error": ("Remote last error", diagnostic, "enum", None, None),
         "local_reconnects": ("Local reconnects", diagnostic, None, total, "reconnects"),
-        "local_last_connected": ("Local last connected", diagnostic, "timestamp", None, None),
+        "local_connected_since": ("Local connected since", diagnostic, "uptime", None, None),
         "local_last_error": ("Local last error", diagnostic, "enum", None, None),
     }
     found = {}

@@ -14,11 +14,14 @@ from homeassistant.helpers.update_coordinator import DataUpdateCoordinator
 from .bridge.bridge import Bridge
 from .bridge.config import BrokerConfig
 from .bridge.errors import AUTHENTICATION_ERRORS, BridgeError
+from .bridge.routes import Route, hidden_routes
 from .bridge.status import BridgeStatus, LinkState, LinkStatus, Side
 from .brokers import MQTT_DOMAIN, bridge_config, local_broker, uses_home_assistant_broker
 from .const import CONF_LOCAL, CONF_PAUSED, DOMAIN, REAUTH_SIDE
 from .issues import BridgeIssues
 from .options import with_options
+from .route_data import stored_routes
+from .route_problems import RouteProblem, route_problems
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -45,6 +48,9 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         self._refused: set[Side] = set()
         self._mqtt_broker = self._read_mqtt_broker()
         self._issues = BridgeIssues(hass, entry)
+        self._routes: tuple[Route, ...] = ()
+        self._hidden: dict[str, Route] = {}
+        self.route_problems: tuple[RouteProblem, ...] = ()
 
     def _make_bridge(self) -> Bridge:
         return Bridge(bridge_config(self.hass, self.config_entry), self._local_broker, self._async_status_changed)
@@ -59,8 +65,10 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
             self.config_entry.async_on_unload(
                 async_dispatcher_connect(self.hass, SIGNAL_CONFIG_ENTRY_CHANGED, self._async_entry_changed)
             )
+        await self._async_read_routes()
         if not self.paused:
             await self.bridge.start()
+        self._async_status_changed(self.bridge.status)
 
     @override
     async def async_shutdown(self) -> None:
@@ -87,11 +95,10 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
             self.hass.config_entries.async_update_entry(self.config_entry, options=options)
             if paused:
                 await self.bridge.stop()
-                self._issues.async_clear()
             else:
                 self.bridge = self._make_bridge()
                 await self.bridge.start()
-            self.async_set_updated_data(self.bridge.status)
+            self._async_status_changed(self.bridge.status)
 
     @callback
     def async_reconnect(self, side: Side | None = None) -> None:
@@ -111,7 +118,14 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
 
     async def async_apply_routes(self) -> None:
         """Follow the entry's routes without dropping a connection."""
-        await self.bridge.apply_routes(bridge_config(self.hass, self.config_entry).routes)
+        await self._async_read_routes()
+        await self.bridge.apply_routes(self._routes)
+        self._async_status_changed(self.bridge.status)
+
+    async def _async_read_routes(self) -> None:
+        """Take the routes in use. To compare them all with each other may take a moment, if there are thousands."""
+        self._routes = stored_routes(self.config_entry)
+        self._hidden = await self.hass.async_add_executor_job(hidden_routes, self._routes)
 
     def _local_broker(self) -> BrokerConfig:
         """Return the local broker as it is configured now; called by the bridge before each attempt."""
@@ -143,7 +157,11 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         if not uses_home_assistant_broker(self.config_entry):
             # The credentials of Home Assistant's own broker are the mqtt integration's to ask for.
             self._async_check_credentials(Side.LOCAL, status.local)
-        self._issues.async_follow(status)
+        self.route_problems = tuple(route_problems(self._routes, self._hidden, status))
+        if self.paused:
+            self._issues.async_clear()
+        else:
+            self._issues.async_follow(status, self.route_problems)
         self.async_set_updated_data(status)
 
     @callback

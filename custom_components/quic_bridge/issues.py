@@ -1,5 +1,6 @@
 """Repair issues: what a person must mend, shown for as long as it is so."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -13,10 +14,11 @@ from .bridge.errors import AUTHENTICATION_ERRORS, BridgeError, ErrorCode
 from .bridge.status import BridgeStatus, LinkState, LinkStatus, OutboxStatus, Side
 from .brokers import local_broker, outbox_path, remote_broker, uses_home_assistant_broker
 from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
-from .route_data import code
+from .route_data import code, route_title
+from .route_problems import Problem, RouteProblem
 
 MAX_LISTED: Final = 20
-"""Topic filters named in one issue."""
+"""Routes named in one issue."""
 TAKEN_OVER_SHOWN: Final = 600.0
 """Seconds without another client in our place after which there seems to be none any more."""
 
@@ -35,12 +37,12 @@ class BridgeIssues:
         self._timers: dict[Side, CALLBACK_TYPE] = {}
 
     @callback
-    def async_follow(self, status: BridgeStatus) -> None:
-        """Create, change and delete issues as the status has it."""
+    def async_follow(self, status: BridgeStatus, problems: Sequence[RouteProblem]) -> None:
+        """Create, change and delete issues as the status and the problems with routes have it."""
         self._follow_outbox(status.outbox)
         for side, link in ((Side.LOCAL, status.local), (Side.REMOTE, status.remote)):
             self._follow_refusal(side, link)
-            self._follow_subscriptions(side, link)
+            self._follow_subscriptions(side, problems)
             self._follow_client_id(side, link)
             self._follow_verification(side)
 
@@ -61,14 +63,13 @@ class BridgeIssues:
             path = str(outbox_path(self._hass, self._entry))
             self._show("outbox", outbox.fault, f"outbox_{outbox.fault}", path=path, detail=outbox.error or "")
 
-    def _follow_subscriptions(self, side: Side, link: LinkStatus) -> None:
-        """Show the topics that a broker refuses: nothing else would tell that their messages do not cross."""
+    def _follow_subscriptions(self, side: Side, problems: Sequence[RouteProblem]) -> None:
+        """Show the routes that a broker refuses: nothing else would tell that their messages do not cross."""
         name = f"subscriptions_refused_{side}"
-        if link.failed_filters:
-            lines = [f"- {code(topic_filter)}" for topic_filter in link.failed_filters[:MAX_LISTED]]
-            if len(link.failed_filters) > MAX_LISTED:
-                lines.append("- ...")
-            self._show(name, link.failed_filters, name, topics="\n".join(lines))
+        refused = [problem for problem in problems if problem.problem is Problem.REFUSED and problem.side is side]
+        if refused:
+            lines = [f"- {code(route_title(problem.route))}: {problem.reason}" for problem in refused]
+            self._show(name, lines, name, routes=_listed(lines))
         else:
             self._hide(name)
 
@@ -149,3 +150,8 @@ class BridgeIssues:
 
     def _issue_id(self, name: str) -> str:
         return f"{name}_{self._entry.entry_id}"
+
+
+def _listed(lines: list[str]) -> str:
+    """Return a list in Markdown that stays readable."""
+    return "\n".join([*lines[:MAX_LISTED], *(["- ..."] if len(lines) > MAX_LISTED else [])])

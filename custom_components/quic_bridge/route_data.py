@@ -8,7 +8,7 @@ from typing import Any, Final
 from homeassistant.config_entries import ConfigEntry
 from homeassistant.const import CONF_ENABLED, CONF_EXCLUDE, CONF_TARGET
 
-from .bridge.routes import Direction, Qos0Policy, RetainedAtConnect, RetainMode, Route, Router, hidden_by, loop_of
+from .bridge.routes import Direction, Qos0Policy, RetainedAtConnect, RetainMode, Route, Router, hidden_routes, loop_of
 from .const import (
     CONF_DIRECTION,
     CONF_MAX_AGE,
@@ -156,15 +156,15 @@ class RouteWarning:
 def warnings(routes: Sequence[Route], drafts: Sequence[Route]) -> list[RouteWarning]:
     """Return what may be wrong with the `drafts` among all `routes` (which contain them, in their order)."""
     found: list[RouteWarning] = []
+    hidden = hidden_routes(routes)
     for draft in drafts:
-        if (other := hidden_by(routes, draft)) is not None:
+        if (other := hidden.get(draft.id)) is not None:
             found.append(RouteWarning(Doubt.HIDDEN, draft, other))
             continue  # it carries nothing, so it neither loops nor hides
         if (other := loop_of(routes, draft)) is not None:
             found.append(RouteWarning(Doubt.LOOP, draft, other))
         for other in routes:
-            hiding = hidden_by(routes, other)
-            if hiding is not None and hiding.id == draft.id:
+            if other.id in hidden and hidden[other.id].id == draft.id:
                 found.append(RouteWarning(Doubt.HIDES, draft, other))
                 break
     return found

@@ -11,13 +11,13 @@ from homeassistant.components.sensor import (
     SensorEntityDescription,
     SensorStateClass,
 )
-from homeassistant.const import EntityCategory, UnitOfTime
+from homeassistant.const import EntityCategory, UnitOfInformation, UnitOfTime
 from homeassistant.core import HomeAssistant, callback
 from homeassistant.helpers.entity_platform import AddConfigEntryEntitiesCallback
 from homeassistant.helpers.typing import StateType
 
 from .bridge.errors import ErrorCode
-from .bridge.status import BridgeState, BridgeStatus, LinkState, Side
+from .bridge.status import BridgeState, BridgeStatus, DirectionStatus, LinkState, Side
 from .coordinator import QuicBridgeConfigEntry
 from .entity import QuicBridgeEntity, link_status
 
@@ -33,8 +33,6 @@ class BridgeSensorDescription(SensorEntityDescription):
 
     value_fn: Callable[[BridgeStatus], StateType | datetime]
     attributes_fn: Callable[[BridgeStatus], dict[str, Any]] | None = None
-    keeps_value: bool = False
-    """Whether the last value stays while the status has none."""
 
 
 def _dropped(status: BridgeStatus) -> dict[str, int]:
@@ -62,8 +60,51 @@ def _error_details(side: Side) -> Callable[[BridgeStatus], dict[str, Any]]:
     return error_details
 
 
+def _connected_since(side: Side) -> Callable[[BridgeStatus], datetime | None]:
+    def connected_since(status: BridgeStatus) -> datetime | None:
+        link = link_status(status, side)
+        return link.connected_at if link.state is LinkState.CONNECTED else None
+
+    return connected_since
+
+
 def _round_trip(status: BridgeStatus) -> float | None:
     return status.remote.details.rtt_ms if status.remote.state is LinkState.CONNECTED else None
+
+
+def _direction_sensors(
+    way: str, direction: Callable[[BridgeStatus], DirectionStatus]
+) -> tuple[BridgeSensorDescription, ...]:
+    """Return the sensors that each direction has."""
+    return (
+        BridgeSensorDescription(
+            key=f"messages_{way}",
+            translation_key=f"messages_{way}",
+            state_class=SensorStateClass.TOTAL_INCREASING,
+            value_fn=lambda status: direction(status).forwarded,
+        ),
+        BridgeSensorDescription(
+            key=f"message_rate_{way}",
+            translation_key=f"message_rate_{way}",
+            state_class=SensorStateClass.MEASUREMENT,
+            suggested_display_precision=0,
+            entity_category=EntityCategory.DIAGNOSTIC,
+            entity_registry_enabled_default=False,
+            value_fn=lambda status: round(direction(status).rate, 1),
+        ),
+        BridgeSensorDescription(
+            key=f"data_{way}",
+            translation_key=f"data_{way}",
+            device_class=SensorDeviceClass.DATA_SIZE,
+            state_class=SensorStateClass.TOTAL_INCREASING,
+            native_unit_of_measurement=UnitOfInformation.BYTES,
+            suggested_unit_of_measurement=UnitOfInformation.MEGABYTES,
+            suggested_display_precision=1,
+            entity_category=EntityCategory.DIAGNOSTIC,
+            entity_registry_enabled_default=False,
+            value_fn=lambda status: direction(status).bytes,
+        ),
+    )
 
 
 BRIDGE_SENSORS: Final = (
@@ -74,18 +115,8 @@ BRIDGE_SENSORS: Final = (
         options=[state.value for state in BridgeState],
         value_fn=lambda status: status.state.value,
     ),
-    BridgeSensorDescription(
-        key="messages_sent",
-        translation_key="messages_sent",
-        state_class=SensorStateClass.TOTAL_INCREASING,
-        value_fn=lambda status: status.outbound.forwarded,
-    ),
-    BridgeSensorDescription(
-        key="messages_received",
-        translation_key="messages_received",
-        state_class=SensorStateClass.TOTAL_INCREASING,
-        value_fn=lambda status: status.inbound.forwarded,
-    ),
+    *_direction_sensors("sent", lambda status: status.outbound),
+    *_direction_sensors("received", lambda status: status.inbound),
     BridgeSensorDescription(
         key="messages_waiting",
         translation_key="messages_waiting",
@@ -117,14 +148,6 @@ BRIDGE_SENSORS: Final = (
         attributes_fn=_dropped,
     ),
     BridgeSensorDescription(
-        key="subscriptions_refused",
-        translation_key="subscriptions_refused",
-        state_class=SensorStateClass.MEASUREMENT,
-        entity_category=EntityCategory.DIAGNOSTIC,
-        value_fn=lambda status: sum(len(link.failed_filters) for link in (status.local, status.remote)),
-        attributes_fn=lambda status: {side.value: link_status(status, side).failed_filters for side in Side},
-    ),
-    BridgeSensorDescription(
         key="remote_round_trip_time",
         translation_key="remote_round_trip_time",
         device_class=SensorDeviceClass.DURATION,
@@ -149,12 +172,11 @@ def _link_sensors(side: Side) -> tuple[BridgeSensorDescription, ...]:
             value_fn=lambda status: link_status(status, side).reconnects,
         ),
         BridgeSensorDescription(
-            key=f"{side}_last_connected",
-            translation_key=f"{side}_last_connected",
-            device_class=SensorDeviceClass.TIMESTAMP,
+            key=f"{side}_connected_since",
+            translation_key=f"{side}_connected_since",
+            device_class=SensorDeviceClass.UPTIME,
             entity_category=EntityCategory.DIAGNOSTIC,
-            value_fn=lambda status: link_status(status, side).connected_at,
-            keeps_value=True,
+            value_fn=_connected_since(side),
         ),
         BridgeSensorDescription(
             key=f"{side}_last_error",
@@ -182,8 +204,6 @@ class BridgeSensor(QuicBridgeEntity, SensorEntity):
     """One value of the bridge's status."""
 
     entity_description: BridgeSensorDescription
-    # Lists of topics, which may be long.
-    _unrecorded_attributes = frozenset({Side.LOCAL.value, Side.REMOTE.value})
 
     @override
     async def async_added_to_hass(self) -> None:
@@ -199,8 +219,6 @@ class BridgeSensor(QuicBridgeEntity, SensorEntity):
 
     def _take_values(self) -> None:
         description, status = self.entity_description, self.coordinator.data
-        value = description.value_fn(status)
-        if value is not None or not description.keeps_value:
-            self._attr_native_value = value
+        self._attr_native_value = description.value_fn(status)
         if description.attributes_fn is not None:
             self._attr_extra_state_attributes = description.attributes_fn(status)

@@ -21,7 +21,7 @@ async def _async_info(hass: HomeAssistant) -> dict[str, int]:
     return {
         "bridges": len(hass.config_entries.async_entries(DOMAIN)),
         "running": sum(status.state is BridgeState.RUNNING for status in statuses),
-        "outbox_messages": sum(status.outbox.messages for status in statuses if status.outbox is not None),
+        "outbox_messages": sum((status.outbox and status.outbox.messages) or 0 for status in statuses),
         "messages_dropped": sum(
             sum(direction.dropped.values()) for status in statuses for direction in (status.outbound, status.inbound)
         ),

@@ -76,7 +76,7 @@ async def _draining(scene: Scene, numbers: Numbers) -> None:
     await scene.front.stop()
     await scene.until(lambda status: status.remote.state is LinkState.WAITING, "remote away")
     await numbers.step(numbers.home, "up", 50)
-    await wait_until(lambda: scene.box.messages >= 100, what="100 messages on disk")
+    await wait_until(lambda: (scene.box.messages or 0) >= 100, what="100 messages on disk")
     await scene.front.start()
     await numbers.away.wait_for(20)
     assert len(numbers.away.messages) < 100

@@ -88,7 +88,7 @@ class Home:
 
     async def stored(self, number: int) -> None:
         """Wait until so many messages are on disk."""
-        await wait_until(lambda: self.box.messages >= number, 20, f"{number} messages on disk")
+        await wait_until(lambda: (self.box.messages or 0) >= number, 20, f"{number} messages on disk")
 
     async def empty(self) -> None:
         """Wait until nothing is left on disk or on its way."""

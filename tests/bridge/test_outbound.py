@@ -76,7 +76,7 @@ class Scene:
         """Messages on disk."""
         outbox = self.bridge.status.outbox
         assert outbox is not None
-        return outbox.messages
+        return outbox.messages or 0
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Routes: which there are, which decides, what they do to a topic, what is wrong with them."""
 
+import time
+
 import pytest
 
 from custom_components.quic_bridge.bridge.routes import (
@@ -8,7 +10,7 @@ from custom_components.quic_bridge.bridge.routes import (
     Route,
     Router,
     Subscription,
-    hidden_by,
+    hidden_routes,
     loop_of,
     subscriptions,
 )
@@ -132,11 +134,22 @@ def test_problems(wrong: Route, problem: str | None) -> None:
 
 def test_a_route_that_another_hides() -> None:
     wide, narrow, back = route("a/#"), route("a/b"), route("a/b", Direction.TO_LOCAL)
-    assert hidden_by([wide, narrow], narrow) is wide
-    assert hidden_by([narrow, wide], narrow) is None
-    assert hidden_by([wide, back], back) is None
-    assert hidden_by([route("a/#", exclude=("a/b",)), narrow], narrow) is None
-    assert hidden_by([wide, route("a/b", Direction.BOTH)], route("a/b", Direction.BOTH)) is None
+    assert hidden_routes([wide, narrow, route("a/+")]) == {narrow.id: wide, route("a/+").id: wide}
+    assert hidden_routes([narrow, wide]) == {}
+    assert hidden_routes([wide, back]) == {}
+    assert hidden_routes([route("a/#", exclude=("a/b",)), narrow]) == {}
+    both = route("a/b", Direction.BOTH)
+    assert hidden_routes([wide, both]) == {}
+    assert hidden_routes([both, narrow, back]) == {narrow.id: both, back.id: both}
+    # What is not hidden by the first such route may be by the next.
+    assert hidden_routes([wide, route("#", Direction.TO_LOCAL), back]) == {back.id: route("#", Direction.TO_LOCAL)}
+
+
+def test_thousands_of_plain_topics_are_compared_quickly() -> None:
+    routes = [route(f"home/{number}/state") for number in range(5000)]
+    began = time.process_time()
+    assert hidden_routes([*routes, route("home/#"), route("home/7/+")]) == {route("home/7/+").id: route("home/#")}
+    assert time.process_time() - began < 2
 
 
 def test_a_route_whose_messages_come_back() -> None:

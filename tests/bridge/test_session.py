@@ -399,7 +399,7 @@ async def test_five_hundred_subscriptions(wire: Wire) -> None:
     expected = {f"many/{number}/+" for number in range(500)} | {"t/#", "barrier"}
     assert set(remote.filters) == expected
     assert len(remote.filters) == len(expected)
-    assert wire.link.failed_filters == ()
+    assert wire.link.failed_filters == {}
     await remote.close()
     again = await wire.remote_broker.session()
     await wait_until(lambda: set(again.filters) == expected, what="all again")
@@ -419,13 +419,13 @@ async def test_a_refused_filter_is_named_and_the_others_work(wire: Wire, caplog:
         codes = [0x87 if item.topic_filter == "forbidden/#" else item.qos for item in wanted]
         connection.send(encode_suback(mid, codes, v5=True))
         await wire.running()
-        assert wire.link.failed_filters == ("forbidden/#",)
+        assert list(wire.link.failed_filters) == ["forbidden/#"]
         await connection.close()
         await wait_until(lambda: wire.link.state is not LinkState.CONNECTED, what="loss")
     # It worked the third time.
     await wire.remote_broker.session()
     await wire.running()
-    assert wire.link.failed_filters == ()
+    assert wire.link.failed_filters == {}
     warnings = [record for record in caplog.records if "forbidden/#" in record.getMessage()]
     assert [record.levelno for record in warnings] == [logging.WARNING, logging.DEBUG][: len(warnings)]
     assert "not authorized (0x87)" in warnings[0].getMessage()
@@ -439,7 +439,7 @@ async def test_a_suback_with_too_few_codes(wire: Wire) -> None:
     connection.send(encode_suback(mid + 1 & 0xFFFF, [0, 0, 0], v5=True))  # nobody asked for that one
     connection.send(encode_suback(mid, [2], v5=True))
     await wire.running()
-    assert wire.link.failed_filters == (wanted[1].topic_filter,)
+    assert list(wire.link.failed_filters) == [wanted[1].topic_filter]
 
 
 @pytest.mark.parametrize("code", [0x80, 0x8F, 0x97, 0xA2, 0xEE])
@@ -451,7 +451,7 @@ async def test_reasons_of_a_suback(wire: Wire, code: int) -> None:
     mid, wanted = decode_subscribe(await connection.receive(), v5=True)
     connection.send(encode_suback(mid, [code, 2], v5=True))
     await wire.running()
-    assert wire.link.failed_filters == (wanted[0].topic_filter,)
+    assert list(wire.link.failed_filters) == [wanted[0].topic_filter]
     assert wire.link.error is None
 
 
@@ -483,7 +483,7 @@ async def test_a_broker_without_wildcards(wire: Wire) -> None:
     """Filters that it cannot have are not asked for (that might end the connection) but named."""
     local, remote = await wire.connect({Property.WILDCARD_AVAILABLE: 0})
     assert remote.filters == ["barrier"]
-    assert wire.link.failed_filters == ("t/#",)
+    assert list(wire.link.failed_filters) == ["t/#"]
     await wire.crosses(remote, local)
     await wire.crosses(local, remote)
 

@@ -100,7 +100,7 @@ def _report(status: BridgeStatus) -> None:
         reconnects=(status.local.reconnects, status.remote.reconnects),
         waiting=(status.outbound.waiting, status.inbound.waiting),
         dropped=dropped,
-        stored=status.outbox.messages if status.outbox is not None else 0,
+        stored=(status.outbox and status.outbox.messages) or 0,
         fault=status.outbox.fault if status.outbox is not None else None,
         tasks=len(asyncio.all_tasks()),
         fds=len(open_files()),

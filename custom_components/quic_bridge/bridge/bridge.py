@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 import logging
@@ -11,6 +12,7 @@ from .config import BridgeConfig, BrokerConfig
 from .forwarder import Forwarder
 from .link import Link
 from .outbound import OutboundForwarder
+from .rate import Rate
 from .routes import Direction, Route, Router, subscriptions
 from .status import BridgeState, BridgeStatus, DropReason, LinkState, Side
 
@@ -18,6 +20,8 @@ _LOGGER = logging.getLogger(__name__)
 
 _COUNTER_INTERVAL: Final = 5.0
 """Seconds between two looks at the counters; only what changed is pushed."""
+_RATE_SAMPLES: Final = 12
+"""Of these intervals a rate is the mean: a minute."""
 
 
 class Bridge:
@@ -39,6 +43,7 @@ class Bridge:
         self._published: BridgeStatus | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._outbox: OutboundForwarder | None
+        self._rates = {direction: Rate(_RATE_SAMPLES) for direction in (Direction.TO_REMOTE, Direction.TO_LOCAL)}
         self._drops_seen: set[tuple[Direction, DropReason]] = set()
         inbound = Forwarder(
             Direction.TO_LOCAL,
@@ -82,8 +87,8 @@ class Bridge:
             since=self._since,
             local=self._local.status,
             remote=self._remote.status,
-            outbound=self._outbound.status,
-            inbound=self._inbound.status,
+            outbound=replace(self._outbound.status, rate=self._rates[Direction.TO_REMOTE].per_minute),
+            inbound=replace(self._inbound.status, rate=self._rates[Direction.TO_LOCAL].per_minute),
             outbox=self._outbox.outbox_status if self._outbox is not None else None,
         )
 
@@ -96,7 +101,7 @@ class Bridge:
             await self._outbox.start()
         self._local.start()
         self._remote.start()
-        self._timer = asyncio.get_running_loop().call_later(_COUNTER_INTERVAL, self._push_counters)
+        self._count()
 
     async def stop(self) -> None:
         """Log out of both brokers and release everything, within about 5 s; safe to call again and at any time."""
@@ -104,6 +109,8 @@ class Bridge:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        for rate in self._rates.values():
+            rate.reset()
         # The local side first: what it still gets acknowledged was accepted by the remote.
         await asyncio.gather(self._local.stop(), self._remote.stop())
         self._outbound.close()
@@ -133,8 +140,15 @@ class Bridge:
             self._since = datetime.now(UTC)
         self._push(self.status)
 
+    def _count(self) -> None:
+        """Take the rates, and look again in a while."""
+        loop = asyncio.get_running_loop()
+        self._rates[Direction.TO_REMOTE].sample(loop.time(), self._outbound.status.forwarded)
+        self._rates[Direction.TO_LOCAL].sample(loop.time(), self._inbound.status.forwarded)
+        self._timer = loop.call_later(_COUNTER_INTERVAL, self._push_counters)
+
     def _push_counters(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_COUNTER_INTERVAL, self._push_counters)
+        self._count()
         status = self.status
         if status != self._published:
             self._push(status)

@@ -72,7 +72,7 @@ class Link:
         self._sessions = 0
         self._attempts = 0
         self._session_present: bool | None = None
-        self._failed_filters: tuple[str, ...] = ()
+        self._failed_filters: dict[str, str] = {}
         self._details = TransportStatus()
 
     @property
@@ -231,10 +231,14 @@ class Link:
                     topic_filter,
                     reason_text(reason),
                 )
-            still = (
-                [] if fresh else [name for name in self._failed_filters if name in wanted and wanted[name] not in asked]
-            )
-            self._failed_filters = (*still, *refused)
+            self._failed_filters = {
+                **{
+                    name: reason
+                    for name, reason in self._failed_filters.items()
+                    if not fresh and name in wanted and wanted[name] not in asked
+                },
+                **{name: reason_text(reason) for name, reason in refused.items()},
+            }
             self._subscribed |= {item.topic_filter: item for item in asked if item.topic_filter not in refused}
             if gone:
                 await session.unsubscribe(gone)

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from typing import Final
 
-from .topics import Rewrite, covers, matches, overlap, valid_topic, validate_filter
+from .topics import Rewrite, covers, has_wildcards, matches, overlap, valid_topic, validate_filter
 
 
 class Direction(StrEnum):
@@ -134,22 +135,30 @@ def subscriptions(routes: Iterable[Route], direction: Direction) -> list[Subscri
     return found
 
 
-def hidden_by(routes: Iterable[Route], route: Route) -> Route | None:
-    """Return the route before `route` that takes all its messages, so that it never has any; None: it has some."""
-    for other in routes:
-        if other.id == route.id:
-            return None
-        ways = [
-            (earlier, way)
+def hidden_routes(routes: Iterable[Route]) -> dict[str, Route]:
+    """Return the routes that never get a message, by their id, each with the one before it that takes them all."""
+    found: dict[str, Route] = {}
+    same: dict[tuple[Direction, str], list[tuple[Route, dict[Direction, str]]]] = {}
+    wide: list[tuple[Route, dict[Direction, str]]] = []
+    for route in routes:
+        filters = {
+            direction: way.topic_filter
             for direction in (Direction.TO_REMOTE, Direction.TO_LOCAL)
             if (way := route.way(direction))
-            for earlier in [other.way(direction)]
-        ]
-        if all(
-            earlier and not other.exclude and covers(earlier.topic_filter, way.topic_filter) for earlier, way in ways
-        ):
-            return other
-    return None
+        }
+        # Only a filter with wildcards takes more than its equal, so thousands of plain topics are no work.
+        for other, theirs in chain(*(same.get(item, ()) for item in filters.items()), wide):
+            if all(direction in theirs and covers(theirs[direction], name) for direction, name in filters.items()):
+                found[route.id] = other
+                break
+        if route.exclude:
+            continue
+        if any(has_wildcards(topic_filter) for topic_filter in filters.values()):
+            wide.append((route, filters))
+        else:
+            for item in filters.items():
+                same.setdefault(item, []).append((route, filters))
+    return found
 
 
 def loop_of(routes: Iterable[Route], route: Route) -> Route | None:

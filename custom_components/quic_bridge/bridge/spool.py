@@ -75,6 +75,7 @@ class Spool:
         self.active = False
         self.holding = False
         self._open = False
+        self._seen = False
         self._target = False
         self._pending: deque[Message] = deque()
         self._rows = 0
@@ -109,8 +110,8 @@ class Spool:
         """Figures as of now."""
         oldest = self._outbox.oldest
         return OutboxStatus(
-            messages=self._outbox.messages,
-            bytes=self._outbox.bytes,
+            messages=self._outbox.messages if self._seen else None,
+            bytes=self._outbox.bytes if self._seen else None,
             oldest=datetime.fromtimestamp(oldest, UTC) if oldest is not None else None,
             error=self._error.text if self._error else None,
             fault=self._error.fault if self._error else None,
@@ -211,7 +212,7 @@ class Spool:
         except OutboxError as error:
             self._fault(error)
             return
-        self._open = True
+        self._open = self._seen = True
         self._mended()
         if opened.rescue is not None:
             self._rescued(opened.rescue)

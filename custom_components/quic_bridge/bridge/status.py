@@ -115,8 +115,8 @@ class LinkStatus:
     session_present: bool | None = None
     protocol: str | None = None
     """`5` or `3.1.1`."""
-    failed_filters: tuple[str, ...] = ()
-    """Topic filters that the broker refused to subscribe, with its reason."""
+    failed_filters: dict[str, str] = field(default_factory=dict)
+    """Topic filters that the broker refused to subscribe, and its reason in words (MQTT 5, 3.9.3)."""
     details: TransportStatus = TransportStatus()
 
 
@@ -128,6 +128,8 @@ class DirectionStatus:
     """Messages the target has accepted (QoS 1, 2: acknowledged; QoS 0: written)."""
     bytes: int = 0
     """Size of those messages' PUBLISH packets."""
+    rate: float = 0.0
+    """Messages per minute, over the last minute (or since the start, if that is less)."""
     waiting: int = 0
     """QoS 1 and 2 messages held in memory: under way or waiting for the target."""
     dropped: dict[DropReason, int] = field(default_factory=dict)
@@ -137,8 +139,9 @@ class DirectionStatus:
 class OutboxStatus:
     """The queue on disk for outbound messages while the remote is away."""
 
-    messages: int = 0
-    bytes: int = 0
+    messages: int | None = 0
+    """None: the file has not been opened yet, so nobody knows what waits in it."""
+    bytes: int | None = 0
     oldest: datetime | None = None
     """When the first of the waiting messages came in."""
     error: str | None = None
