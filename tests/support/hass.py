@@ -42,6 +42,10 @@ logger:
     homeassistant.components.camera.img_util: critical
 """
 
+_STAND_INS: Final = {"pymicro_vad.py": "class MicroVad: ...\n", "pyspeex_noise.py": "class AudioProcessor: ...\n"}
+"""Modules for voice assistants, whose packages need a C++ compiler. Without them Home Assistant can describe no action
+(it looks up features in all its base components), and without that its frontend never gets beyond "Loading"."""
+
 _RECORD: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (?P<level>[A-Z]+) ")
 
 
@@ -65,6 +69,10 @@ class HomeAssistant(Service):
 
     def _write_configuration(self) -> None:
         storage = self.folder / ".storage"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, text in _STAND_INS.items():
+            # Found there because the folder is the process's working directory.
+            (self.folder / name).write_text(text)
         if storage.exists():
             self.port = json.loads((storage / "http").read_text())["data"]["stable"]["server_port"]
             return
