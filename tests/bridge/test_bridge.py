@@ -111,7 +111,7 @@ async def test_messages_cross_both_ways(running: Running, home: Client, away: Cl
     [down] = [message for message in home.messages if message.topic == "down/a"]
     assert (up.payload, up.qos) == (b"up", qos)
     assert (down.payload, down.qos) == (b"down", qos)
-    assert (down.properties or {})[Property.USER_PROPERTY] == [("k", "v")]
+    assert down.properties[Property.USER_PROPERTY] == [("k", "v"), ("quic_bridge_path", "d")]
     async with Client(away.host, away.port) as later:
         await later.subscribe("up/#")
         await later.wait_for(1)

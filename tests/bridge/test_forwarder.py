@@ -15,6 +15,7 @@ from ..support.processes import wait_until
 from ..support.scripted_broker import ScriptedBroker, ScriptedConnection, encode_unsuback
 
 PUBACK, PUBREC, PUBREL, PUBCOMP = PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUBCOMP
+UP: Properties = {Property.USER_PROPERTY: [("quic_bridge_path", "u")]}
 BACKOFF = BackoffConfig(base=0.01, cap=0.05, refused_base=0.05, refused_cap=0.1)
 
 
@@ -385,7 +386,10 @@ async def test_properties_cross_except_those_of_one_connection(scene: Scene) -> 
     packet = bytes.fromhex("30 15") + b"\x00\x03t/a" + bytes.fromhex("0e 0b05 26 0001 61 0001 62 02 0000003c") + b"x"
     local.send(packet)
     message = await remote.receive_publish()
-    assert message.properties == {Property.USER_PROPERTY: [("a", "b")], Property.MESSAGE_EXPIRY: 60}
+    assert message.properties == {
+        Property.USER_PROPERTY: [("a", "b"), ("quic_bridge_path", "u")],
+        Property.MESSAGE_EXPIRY: 60,
+    }
     assert message.payload == b"x"
 
 
@@ -399,7 +403,7 @@ async def test_a_broker_of_3_1_1_on_one_side(scene: Scene) -> None:
     await scene.settled(local, remote)
     local.publish("t/a", b"up", mid=1)
     message = await remote.receive_publish()
-    assert (message.payload, message.properties) == (b"up", {})
+    assert (message.payload, message.properties) == (b"up", UP)
     remote.send(bytes.fromhex("32 11") + b"\x00\x03t/b" + bytes.fromhex("0005 05 03 0002 6262") + b"down")
     message = await local.receive_publish()
     assert (message.topic, message.payload, message.properties) == ("t/b", b"down", None)
@@ -443,6 +447,7 @@ async def test_a_request_finds_its_way_back(scene: Scene) -> None:
     assert request.properties == {
         Property.RESPONSE_TOPIC: "site/7/rpc/answers/1",
         Property.CORRELATION_DATA: b"\x01",
+        **UP,
     }
     remote.publish("site/7/rpc/answers/1", b"!", qos=0)
     assert (await local.receive_publish()).topic == "rpc/answers/1"

@@ -23,7 +23,7 @@ from ..support.faults import (
 from ..support.front_connection import FrontConnection
 from ..support.front_policy import Direction
 from ..support.mosquitto import MosquittoOptions
-from ..support.packets import PacketType, Property, Publish, packet
+from ..support.packets import PacketType, Properties, Property, Publish, packet
 from ..support.processes import wait_until
 from .link_support import Numbers, Scene, make_scene
 
@@ -80,7 +80,8 @@ async def test_larger_than_the_remote_takes(
     [warning] = drop_warnings(caplog)
     assert "too_large" in warning
     # The limit is for the packet as it is sent: one byte decides.
-    head = len(Publish(topic="up/edge", qos=1, packet_id=1, properties={}).encode()) + 1  # of the longer length
+    path: Properties = {Property.USER_PROPERTY: [("quic_bridge_path", "u")]}
+    head = len(Publish(topic="up/edge", qos=1, packet_id=1, properties=path).encode()) + 1  # of the longer length
     await home.publish("up/edge", bytes(1000 - head), 1)
     await home.publish("up/edge", bytes(1001 - head), 1)
     await home.publish("up/small", b"3", 1)

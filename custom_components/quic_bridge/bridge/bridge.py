@@ -23,6 +23,9 @@ _COUNTER_INTERVAL: Final = 5.0
 _RATE_SAMPLES: Final = 12
 """Of these intervals a rate is the mean: a minute."""
 
+_DROP_LEVELS: Final = {DropReason.DISCONNECTED: logging.DEBUG, DropReason.LOOP: logging.INFO}
+"""How loudly the first drop of a kind is told of, where it is nothing to worry about by itself."""
+
 
 class Bridge:
     """Carries messages between the local and the remote broker, from `start` until `stop`.
@@ -49,15 +52,18 @@ class Bridge:
             Direction.TO_LOCAL,
             Router(config.routes, Direction.TO_LOCAL),
             partial(self._dropped, Direction.TO_LOCAL),
+            config.guard,
         )
         router = Router(config.routes, Direction.TO_REMOTE)
         on_drop = partial(self._dropped, Direction.TO_REMOTE)
         outbound: Forwarder
         if config.outbox is None:
             self._outbox = None
-            outbound = Forwarder(Direction.TO_REMOTE, router, on_drop)
+            outbound = Forwarder(Direction.TO_REMOTE, router, on_drop, config.guard)
         else:
-            self._outbox = OutboundForwarder(Direction.TO_REMOTE, router, on_drop, config.outbox, self._changed)
+            self._outbox = OutboundForwarder(
+                Direction.TO_REMOTE, router, on_drop, config.guard, config.outbox, self._changed
+            )
             outbound = self._outbox
         self._outbound, self._inbound = outbound, inbound
         self._local = Link(
@@ -160,8 +166,7 @@ class Bridge:
     def _dropped(self, direction: Direction, reason: DropReason, detail: str) -> None:
         """Report the first drop of its kind loudly, the rest at debug; the counters have them all."""
         key = (direction, reason)
-        expected = reason is DropReason.DISCONNECTED
-        level = logging.DEBUG if key in self._drops_seen or expected else logging.WARNING
+        level = _DROP_LEVELS.get(reason, logging.WARNING) if key not in self._drops_seen else logging.DEBUG
         self._drops_seen.add(key)
         _LOGGER.log(level, "Dropped a message (%s): %s, %s", direction, reason, detail)
 

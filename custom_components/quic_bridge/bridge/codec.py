@@ -280,6 +280,48 @@ def _check_texts(value: bytes) -> None:
             raise MalformedPacketError("PUBLISH property with a null character")
 
 
+def user_property(name: str, value: bytes) -> bytes:
+    """Build a User Property (MQTT 5, 3.3.2.3.7)."""
+    text = name.encode()
+    return b"".join((bytes((_USER_PROPERTY,)), len(text).to_bytes(2), text, len(value).to_bytes(2), value))
+
+
+def take_user_property(block: bytes, name: str) -> tuple[bytes, bytes]:
+    """Split a property block into all but the User Properties `name`, in their order, and the values of those, joined.
+
+    Raises MalformedPacketError.
+    """
+    text = name.encode()
+    head = bytes((_USER_PROPERTY,)) + len(text).to_bytes(2) + text
+    if head not in block:
+        return block, b""
+    kept: list[bytes] = []
+    values: list[bytes] = []
+    position = 0
+    while position < len(block):
+        end = _skip_property(block[position], block, position + 1)
+        if block.startswith(head, position):
+            values.append(block[position + len(head) + 2 : end])
+        else:
+            kept.append(block[position:end])
+        position = end
+    return b"".join(kept), b"".join(values)
+
+
+def with_properties(first: int, header: int, position: int, packet: bytes, block: bytes) -> bytes:
+    """Give a PUBLISH whose property length, at `position`, is 0 a block of fewer than 128 bytes, and a first byte."""
+    return b"".join(
+        (
+            bytes((first,)),
+            encode_length(len(packet) - header + len(block)),
+            packet[header:position],
+            bytes((len(block),)),
+            block,
+            packet[position + 1 :],
+        )
+    )
+
+
 def expiry_offset(block: bytes) -> int | None:
     """Where the four bytes of the Message Expiry Interval stand in a property block; None: it has none.
 

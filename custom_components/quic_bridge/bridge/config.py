@@ -5,6 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from .guard import LoopGuard
 from .outbox_model import OutboxLimits
 from .routes import Route
 
@@ -123,5 +124,6 @@ class BridgeConfig:
     remote: BrokerConfig
     routes: tuple[Route, ...]
     backoff: BackoffConfig = BackoffConfig()
+    guard: LoopGuard = field(default_factory=LoopGuard)
     outbox: OutboxConfig | None = None
     """None: what waits for the remote waits in the local broker's session, which keeps only so much."""

@@ -18,9 +18,10 @@ from typing import Final, override
 
 from . import codec
 from .errors import BridgeError, ErrorCode
+from .guard import LoopError, LoopGuard, PathMarker
 from .message import InFlight, Message, Stage, encode
 from .reasons import reason_text
-from .routes import Plan, Qos0Policy, Router
+from .routes import Direction, Plan, Qos0Policy, Router
 from .session import AckReceiver, MqttSession, PublishReceiver
 from .status import DirectionStatus, DropReason
 
@@ -46,10 +47,13 @@ _PACKET_IDENTIFIER_IN_USE: Final = 0x91
 class Forwarder(PublishReceiver, AckReceiver):
     """Carries messages from one broker (the source) to the other (the target)."""
 
-    def __init__(self, name: str, router: Router, on_drop: Callable[[DropReason, str], None]) -> None:
+    def __init__(
+        self, direction: Direction, router: Router, on_drop: Callable[[DropReason, str], None], guard: LoopGuard
+    ) -> None:
         """Begin with neither broker attached. `on_drop` hears of each drop: reason and detail, never a payload."""
-        self._name = name
+        self._name = direction
         self._router = router
+        self._marker = PathMarker(guard, direction)
         self._on_drop = on_drop
         self._source: MqttSession | None = None
         self._target: MqttSession | None = None
@@ -260,9 +264,12 @@ class Forwarder(PublishReceiver, AckReceiver):
         # PUBLISH with DUP whose identifier they do not know, and every receiver knows a QoS 2 repeat by its identifier.
         first = message.first & ~codec.DUP | (codec.DUP if message.again and qos == 1 else 0)
         try:
-            out = encode(target, message, self._router, first, qos)
+            out = encode(target, message, self._router, self._marker, first, qos)
         except codec.MalformedPacketError as error:
             self._drop(message, DropReason.REJECTED, str(error))
+            return
+        except LoopError as error:
+            self._drop(message, DropReason.LOOP, f"{message.topic}: {error}")
             return
         if len(out) > target.limits.max_packet:
             self._drop(message, DropReason.TOO_LARGE, f"{len(out)} bytes, the broker takes {target.limits.max_packet}")

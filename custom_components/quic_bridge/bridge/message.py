@@ -8,6 +8,7 @@ import time
 from typing import Final
 
 from . import codec
+from .guard import PathMarker
 from .routes import Plan, RetainMode, Router
 from .session import MqttSession
 
@@ -181,10 +182,10 @@ class InFlight:
         return qos != 2 or self._qos_2 < max(1, window - 1)
 
 
-def encode(target: MqttSession, message: Message, router: Router, first: int, qos: int) -> bytes:
-    """PUBLISH as the target takes it; nearly always the very bytes that came.
+def encode(target: MqttSession, message: Message, router: Router, marker: PathMarker, first: int, qos: int) -> bytes:
+    """PUBLISH as the target takes it; nearly always the very bytes that came, and the path.
 
-    `first` is the first byte with the wanted DUP. Raises MalformedPacketError.
+    `first` is the first byte with the wanted DUP. Raises MalformedPacketError and LoopError.
     """
     packet, header, v5, plan = message.packet, message.header, message.v5, message.plan
     wanted = first & ~_QOS_BITS | qos << 1
@@ -192,21 +193,24 @@ def encode(target: MqttSession, message: Message, router: Router, first: int, qo
         wanted = wanted & ~codec.RETAIN | (plan.route.retain is RetainMode.ALWAYS)
     if not target.limits.retain:
         wanted &= ~codec.RETAIN
-    if plan.topic is None and v5 == target.v5 and (wanted ^ first) & _QOS_BITS == 0 and message.row is None:
-        plain = True
-        if v5:
-            position = header + 2 + (packet[header] << 8 | packet[header + 1]) + (2 if qos else 0)
-            plain = packet[position : position + 1] == b"\0"
-        if plain:
+    if plan.topic is None and v5 == target.v5 and (wanted ^ first) & _QOS_BITS == 0:
+        if not v5:
             return packet if packet[0] == wanted else bytes((wanted,)) + packet[1:]
+        position = header + 2 + (packet[header] << 8 | packet[header + 1]) + (2 if qos else 0)
+        # A row of the Outbox may have another packet identifier than its packet.
+        if packet[position : position + 1] == b"\0" and message.row is None:
+            return codec.with_properties(wanted, header, position, packet, marker.first)
     topic, _, properties, payload = codec.split_publish(message.first, header, packet, v5=v5)
-    forwarded = None
-    if target.v5:
-        forwarded = codec.forwardable_properties(properties, router.response_topic)
-        if message.expires_at is not None:
-            # The time it waited here is taken off (MQTT 5, 3.3.2.3.3).
-            offset = codec.expiry_offset(forwarded)
-            if offset is not None:
-                rest = max(1, math.ceil(message.expires_at - time.time()))
-                forwarded = forwarded[:offset] + rest.to_bytes(4) + forwarded[offset + 4 :]
-    return codec.encode_publish(wanted, plan.topic or topic, message.mid, forwarded, payload)
+    forwarded, path = codec.forwardable_properties(properties, router.response_topic), b""
+    if forwarded:
+        forwarded, path = marker.take_out(forwarded)
+    mark = marker.extended(path)
+    if not target.v5:
+        return codec.encode_publish(wanted, plan.topic or topic, message.mid, None, payload)
+    if message.expires_at is not None:
+        # The time it waited here is taken off (MQTT 5, 3.3.2.3.3).
+        offset = codec.expiry_offset(forwarded)
+        if offset is not None:
+            rest = max(1, math.ceil(message.expires_at - time.time()))
+            forwarded = forwarded[:offset] + rest.to_bytes(4) + forwarded[offset + 4 :]
+    return codec.encode_publish(wanted, plan.topic or topic, message.mid, forwarded + mark, payload)

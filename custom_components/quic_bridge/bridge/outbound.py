@@ -9,9 +9,10 @@ from . import codec
 from .config import OutboxConfig
 from .errors import BridgeError
 from .forwarder import Forwarder
+from .guard import LoopGuard
 from .message import Message, Stage
 from .outbox import OutboxRow
-from .routes import Plan, Qos0Policy, Router
+from .routes import Direction, Plan, Qos0Policy, Router
 from .session import MqttSession
 from .spool import Spool, SpoolOwner
 from .status import DirectionStatus, DropReason, OutboxStatus
@@ -24,14 +25,15 @@ class OutboundForwarder(Forwarder, SpoolOwner):
 
     def __init__(
         self,
-        name: str,
+        direction: Direction,
         router: Router,
         on_drop: Callable[[DropReason, str], None],
+        guard: LoopGuard,
         config: OutboxConfig,
         changed: Callable[[], None],
     ) -> None:
         """As the Forwarder; `changed` hears when the Outbox breaks or mends."""
-        super().__init__(name, router, on_drop)
+        super().__init__(direction, router, on_drop, guard)
         self._delay = config.delay
         self._spool = Spool(config, self, changed)
         self._takeover: asyncio.TimerHandle | None = None

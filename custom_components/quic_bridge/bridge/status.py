@@ -66,6 +66,8 @@ class DropReason(StrEnum):
     """Waited in the Outbox for longer than it keeps messages."""
     REPLACED = "replaced"
     """QoS 0: a newer message of the same topic took its place while the target was away."""
+    LOOP = "loop"
+    """It had passed other bridges before, and might have gone round for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
