@@ -22,6 +22,7 @@ from custom_components.quic_bridge import PLATFORMS
 from custom_components.quic_bridge.binary_sensor import CONNECTIONS, ROUTE_PROBLEMS
 from custom_components.quic_bridge.bridge.errors import AUTHENTICATION_ERRORS, REFUSED_ERRORS, ErrorCode
 from custom_components.quic_bridge.bridge.outbox_model import OutboxFault
+from custom_components.quic_bridge.bridge.publisher import PublishFault
 from custom_components.quic_bridge.bridge.routes import Direction, Qos0Policy, RetainedAtConnect, RetainMode
 from custom_components.quic_bridge.bridge.status import BridgeState, DropReason, Side
 from custom_components.quic_bridge.brokers import LocalMode
@@ -169,16 +170,19 @@ def test_actions() -> None:
     """Each action that is registered is described, with all its fields, and the other way round."""
     described = load_yaml_dict(str(PACKAGE / "services.yaml"))
     assert set(described) == {action.value for action in Action} == set(ICONS["services"])
+    document = (ROOT / "docs" / "actions.md").read_text()
     keys = set[str]()
     for action, description in described.items():
         keys |= {f"services.{action}.{part}" for part in ("name", "description")}
-        for field in description["fields"]:
+        fields = {name: field for name, field in description["fields"].items() if "fields" not in field}
+        sections = {name: field["fields"] for name, field in description["fields"].items() if "fields" in field}
+        keys |= {f"services.{action}.sections.{name}.name" for name in sections}
+        assert set(ICONS["services"][action].get("sections", {})) == set(sections)
+        for field in (*fields, *(name for inner in sections.values() for name in inner)):
             keys |= {f"services.{action}.fields.{field}.{part}" for part in ("name", "description")}
-    assert keys == {key for key in TEXTS if key.startswith("services.")}
-    document = (ROOT / "docs" / "actions.md").read_text()
-    for action, description in described.items():
+            assert f"`{field}`" in document, field
         assert f"### `{DOMAIN}.{action}`" in document
-        assert all(f"`{field}`" in document for field in description["fields"])
+    assert keys == {key for key in TEXTS if key.startswith("services.")}
     assert all(f"| `{event}` |" in document for event in BridgeEvent)
 
 
@@ -260,6 +264,8 @@ def test_texts_of_values() -> None:
         for issue in fixable
         for part in ("title", f"{step}.title", f"{step}.description", "fix_flow.abort.settings")
     }
+    faults = {f"publish_{fault}" for fault in PublishFault} | {"publish_invalid_base64"}
+    assert {key.split(".")[0] for key in below("exceptions.")} == faults | {"bridge_paused"}
     assert below("selector.local_mode.options.") == {mode.value for mode in LocalMode}
     for selector, values in (
         ("direction", Direction),
@@ -268,6 +274,7 @@ def test_texts_of_values() -> None:
         ("qos_0", Qos0Policy),
     ):
         assert below(f"selector.{selector}.options.") == {value.value for value in values}
+    assert below("selector.payload_encoding.options.") == {"text", "base64"}
     assert below("selector.side.options.") == {side.value for side in Side}
     assert below("selector.max_qos.options.") == {"0", "1", "2"}
 
@@ -284,7 +291,7 @@ def test_error_placeholders() -> None:
 
 def test_keys_in_code_are_translated() -> None:
     """Each step and key of a text that is named in the code has a text, and the other way round."""
-    strings = code_strings()
+    strings = code_strings() | {f"publish_{fault}" for fault in PublishFault}
     # These only lead to others.
     for prefix, module, silent in (
         ("config", "config_flow.py", {"user", "reauth"}),
@@ -373,7 +380,7 @@ def test_core_knows_nothing_of_home_assistant() -> None:
 
 
 def test_home_assistant_side_uses_the_core_by_its_face() -> None:
-    faces = {"bridge", "check", "config", "errors", "outbox", "outbox_model", "routes", "status", "topics"}
+    faces = {"bridge", "check", "config", "errors", "outbox", "outbox_model", "publisher", "routes", "status", "topics"}
     for path, tree in trees():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.level == 1 and (node.module or "").startswith("bridge."):

@@ -103,13 +103,18 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
     @callback
     def async_reconnect(self, side: Side | None = None) -> None:
         """Connect one side, or both, anew at once; ServiceValidationError while the bridge is paused."""
+        self.async_require_running()
+        self.bridge.reconnect(side)
+
+    @callback
+    def async_require_running(self) -> None:
+        """Raise ServiceValidationError while the bridge is paused."""
         if self.paused:
             raise ServiceValidationError(
                 translation_domain=DOMAIN,
                 translation_key="bridge_paused",
                 translation_placeholders={"name": self.config_entry.title},
             )
-        self.bridge.reconnect(side)
 
     @property
     def settings_changed(self) -> bool:

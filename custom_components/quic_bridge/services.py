@@ -1,4 +1,4 @@
-"""Actions: connect anew, tell the status, try both brokers."""
+"""Actions: connect anew, publish, tell the status, try both brokers."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -21,6 +21,7 @@ from .bridge.status import LinkStatus, Side
 from .brokers import local_broker, remote_broker
 from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
 from .coordinator import QuicBridgeConfigEntry
+from .publish_action import PUBLISH_FIELDS, async_publish
 
 ATTR_SIDE: Final = "side"
 
@@ -29,12 +30,14 @@ class Action(StrEnum):
     """Names of the actions."""
 
     RECONNECT = "reconnect"
+    PUBLISH = "publish"
     GET_STATUS = "get_status"
     TEST_CONNECTION = "test_connection"
 
 
 _BRIDGE: Final = {probatio.Optional(ATTR_CONFIG_ENTRY_ID): cv.string}
 _BRIDGE_SCHEMA: Final = probatio.Schema(_BRIDGE)
+_PUBLISH_SCHEMA: Final = probatio.Schema({**_BRIDGE, **PUBLISH_FIELDS})
 _RECONNECT_SCHEMA: Final = probatio.Schema({**_BRIDGE, probatio.Optional(ATTR_SIDE): probatio.Coerce(Side)})
 
 
@@ -42,6 +45,10 @@ _RECONNECT_SCHEMA: Final = probatio.Schema({**_BRIDGE, probatio.Optional(ATTR_SI
 def async_setup_services(hass: HomeAssistant) -> None:
     """Register the actions; they are there whether or not a bridge is set up."""
     hass.services.async_register(DOMAIN, Action.RECONNECT, _async_reconnect, _RECONNECT_SCHEMA)
+    # As Home Assistant's own mqtt.publish: who may publish may open doors.
+    service.async_register_admin_service(
+        hass, DOMAIN, Action.PUBLISH, _async_publish, _PUBLISH_SCHEMA, SupportsResponse.OPTIONAL
+    )
     hass.services.async_register(
         DOMAIN, Action.GET_STATUS, _async_get_status, _BRIDGE_SCHEMA, supports_response=SupportsResponse.ONLY
     )
@@ -62,6 +69,11 @@ def _entry(call: ServiceCall) -> QuicBridgeConfigEntry:
 async def _async_reconnect(call: ServiceCall) -> None:
     """Connect one side, or both, anew at once."""
     _entry(call).runtime_data.async_reconnect(call.data.get(ATTR_SIDE))
+
+
+async def _async_publish(call: ServiceCall) -> ServiceResponse:
+    """Publish a message to the remote broker."""
+    return await async_publish(_entry(call), call)
 
 
 async def _async_get_status(call: ServiceCall) -> ServiceResponse:

@@ -12,6 +12,7 @@ from .config import BridgeConfig, BrokerConfig
 from .forwarder import Forwarder
 from .link import Link
 from .outbound import OutboundForwarder
+from .publisher import Publication, Publisher, Receipt
 from .rate import Rate
 from .routes import Direction, Route, Router, subscriptions
 from .status import BridgeState, BridgeStatus, DropReason, LinkState, Side
@@ -66,6 +67,7 @@ class Bridge:
             )
             outbound = self._outbox
         self._outbound, self._inbound = outbound, inbound
+        self._publisher = Publisher(outbound)
         self._local = Link(
             Side.LOCAL,
             local,
@@ -80,7 +82,7 @@ class Bridge:
             lambda: config.remote,
             config.backoff,
             publishes=inbound,
-            acks=outbound,
+            acks=self._publisher,
             subscriptions=lambda: subscriptions(self._routes, Direction.TO_LOCAL),
             changed=self._changed,
         )
@@ -136,6 +138,10 @@ class Bridge:
         for link in (self._local, self._remote):
             if side in {None, link.side}:
                 link.reconnect()
+
+    async def publish(self, message: Publication) -> Receipt:
+        """Publish a message of our own to the remote broker and wait until it has it; never kept. PublishError."""
+        return await self._publisher.publish(message)
 
     # --- status -------------------------------------------------------------------------------------------------------
 

@@ -194,6 +194,9 @@ class Forwarder(PublishReceiver, AckReceiver):
             self._owed[mid] = message
             if mid in self._flying or self._is_ours(mid):
                 message.stage = Stage.DONE  # an orphan has the identifier, or we took the message over
+            elif self._target is not None and mid in self._target.reserved:
+                message.stage = Stage.QUEUED
+                self._enqueue(message)  # until the message of our own that has the identifier is through
             else:
                 self._flying.add(message)
         message.released = True
@@ -240,7 +243,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         if (
             target is None
             or target.congested
-            or not self._flying.has_room(target.limits.window if self._strikes < _STRIKES else 1, message.source_qos)
+            or not self._flying.has_room(target.window if self._strikes < _STRIKES else 1, message.source_qos)
             or mid in self._flying
             or mid in target.reserved
             or self._pause is not None

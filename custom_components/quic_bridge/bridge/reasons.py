@@ -13,6 +13,7 @@ _CONNACK_3_1_1: Final = {
 }
 _REASONS: Final = {
     0x00: (ErrorCode.BROKER_DISCONNECT, "normal disconnection"),
+    0x10: (None, "no matching subscribers"),
     0x80: (None, "unspecified error"),
     0x81: (ErrorCode.PROTOCOL_ERROR, "malformed packet"),
     0x82: (ErrorCode.PROTOCOL_ERROR, "protocol error"),

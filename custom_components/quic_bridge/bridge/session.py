@@ -133,14 +133,16 @@ class MqttSession(TransportReceiver):
         self.asked = False
         """CONNECT was sent."""
         self.reserved: set[int] = set()
-        """Packet identifiers of SUBSCRIBE and UNSUBSCRIBE packets that wait for their answer."""
+        """Packet identifiers of packets of our own that wait for their answer: the forwarder must not use them."""
+        self.own = 0
+        """Places of the send window that messages of our own take, see publisher.py."""
         self.write = transport.write
         self._publishes = publishes
         self._acks = acks
         self._clean = clean
         self._framer = codec.Framer(config.max_packet)
         self._socket = ByteSocket(transport.write)
-        self._paho = PahoClient(config, protocol, self._socket, self._free_mid, clean=clean)
+        self._paho = PahoClient(config, protocol, self._socket, self.reserve_mid, clean=clean)
         self._paho.on_connect = self._on_connect
         loop = asyncio.get_running_loop()
         self._loop = loop
@@ -322,8 +324,11 @@ class MqttSession(TransportReceiver):
         if future is not None and not future.done():
             future.set_result(codes)
 
-    def _free_mid(self) -> int:
-        """Count down from the top: brokers, whose identifiers the forwarder keeps, count up from 1."""
+    def reserve_mid(self) -> int:
+        """Return a free packet identifier, which is now in `reserved`.
+
+        Counts down from the top: brokers, whose identifiers the forwarder keeps, count up from 1.
+        """
         used = self._acks.target_mids()
         for _ in range(65_535):
             self._last_mid = self._last_mid - 1 or 65_535
@@ -405,6 +410,11 @@ class MqttSession(TransportReceiver):
         self._end()
 
     # --- flow -------------------------------------------------------------------------------------------------------
+
+    @property
+    def window(self) -> int:
+        """QoS 1 and 2 messages that the forwarder may have under way to the broker at a time."""
+        return self.limits.window - self.own
 
     @override
     def pause_writing(self) -> None:
