@@ -326,7 +326,96 @@ def test_the_peers_preferred_address_is_not_probed(certs: Certificates, monkeypa
     assert len(pair.client._network_paths) == 1
 
 
+# Another path
+
+
+def test_a_move_uses_another_identifier_and_retires_the_old(pair: Pair) -> None:
+    client = pair.client
+    assert client.can_move
+    used = client._peer_cid.cid
+    client.move(pair.now)
+    assert client._peer_cid.cid != used
+    client.send_ping(1)
+    pair.settle()
+    assert events.PingAcknowledged(uid=1) in pair.client_events
+    assert [event.connection_id for event in pair.server_events if type(event) is events.ConnectionIdRetired] == [used]
+    # The peer gives a new one for each that is retired, so that this never ends.
+    for number in range(20):
+        assert client.can_move
+        client.move(pair.now)
+        client.send_ping(number + 2)
+        pair.settle()
+    assert client.close_event is None
+
+
+def test_a_move_sends_again_what_is_under_way_and_knows_nothing_of_the_new_path(pair: Pair) -> None:
+    client = pair.client
+    client.send_stream_data(STREAM_ID, bytes(100_000))
+    for _ in range(6):
+        pair.to_server()
+        pair.now += DELAY
+        pair.to_client()
+    loss = client._loss
+    window = loss.congestion_window
+    assert window > 10 * 1200
+    pair.to_server(drop=True)
+    assert loss.bytes_in_flight
+    lost = client.packets_lost
+    loss._pto_count = 3
+    client.move(pair.now)
+    assert loss.bytes_in_flight == 0
+    assert loss.congestion_window == 10 * 1200
+    assert client.rtt is None
+    assert client.probe_timeout == 2 * client.configuration.initial_rtt
+    assert client.packets_lost == lost, "they were not lost by the network's fault"
+    assert pair.to_server(drop=False), "at once, not after a probe timeout"
+    pair.settle(40)
+    assert len(pair.server_data()) == 100_000
+    assert client.unacknowledged == 0
+    assert client.rtt == pytest.approx(DELAY, abs=2 * DELAY)
+    # The new path's packets are counted as the old one's were.
+    before = client.packets_acknowledged
+    client.send_ping(1)
+    pair.settle()
+    assert client.packets_acknowledged > before
+
+
+def test_no_move_before_the_handshake_is_confirmed(certs: Certificates) -> None:
+    pair = Pair(certs)
+    pair.to_server()
+    assert not pair.client.can_move
+    pair.settle()
+    assert pair.client.can_move
+
+
+def test_no_move_against_the_peers_will(certs: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbid(parameters: QuicTransportParameters) -> None:
+        parameters.disable_active_migration = True
+
+    change(monkeypatch, forbid)
+    pair = Pair(certs)
+    pair.server_class = ServerConnection
+    pair.settle()
+    assert pair.client._handshake_confirmed
+    assert not pair.client.can_move
+
+
+def test_no_move_without_a_spare_identifier(pair: Pair) -> None:
+    while pair.client._peer_cid_available:
+        pair.client.change_connection_id()
+    assert not pair.client.can_move
+
+
 # Signs of life
+
+
+def test_packets_that_the_peer_acknowledges_are_counted(pair: Pair) -> None:
+    before = pair.client.packets_acknowledged
+    pair.client.send_ping(1)
+    pair.to_server()
+    assert pair.client.packets_acknowledged == before
+    pair.settle()
+    assert pair.client.packets_acknowledged == before + 1
 
 
 def test_only_authentic_and_new_packets_count(pair: Pair) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+import errno
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from custom_components.quic_bridge.bridge.errors import ErrorCode
 from custom_components.quic_bridge.bridge.status import LinkState
 
 from ..support.certs import Certificates
+from ..support.host_network import HostNetwork
 from ..support.processes import wait_until
 from ..support.quic_front import Way
 from ..support.udp import Impairment
@@ -25,6 +27,11 @@ pytestmark = pytest.mark.usefixtures("socket_enabled")
 async def scene(socket_enabled: None, certs: Certificates, tmp_path: Path) -> AsyncIterator[Scene]:
     async with make_scene(certs, tmp_path) as scene:
         yield scene
+
+
+@pytest.fixture
+def host_network(socket_enabled: None, monkeypatch: pytest.MonkeyPatch) -> HostNetwork:
+    return HostNetwork(monkeypatch)
 
 
 def impair(scene: Scene, settings: Impairment) -> None:
@@ -97,7 +104,7 @@ async def test_the_path_dies_with_messages_on_it(scene: Scene, way: Way) -> None
 
 
 async def test_the_broker_does_not_hear_us_and_repeats_itself(scene: Scene) -> None:
-    """Its repeats count as a sign of life, but they come at longer and longer intervals."""
+    """Its repeats buy some time, as an acknowledgement may be behind much else on a slow line, but not for ever."""
     scene.tune(QUICK)
     await scene.running()
     async with Numbers(scene) as numbers:
@@ -107,7 +114,7 @@ async def test_the_broker_does_not_hear_us_and_repeats_itself(scene: Scene) -> N
         elapsed, link = await scene.noticed(before)
         assert link.error is not None
         assert link.error.code is ErrorCode.PING_TIMEOUT
-        assert elapsed < 4 * (QUICK.ping_interval + QUICK.ping_timeout) + 1.0
+        assert elapsed < QUICK.ping_interval + 2 * QUICK.ping_timeout + 1.0
         scene.front.thaw()
         await scene.running()
         await numbers.settled()
@@ -151,6 +158,32 @@ async def test_a_changed_address_is_survived(scene: Scene) -> None:
         assert scene.link.reconnects == 0
         assert len(scene.front.stats.connects) == 1
         await scene.bridge.stop()
+
+
+@pytest.mark.parametrize("error", [pytest.param(errno.ENETUNREACH, id="told"), pytest.param(None, id="silent")])
+async def test_our_network_changes(scene: Scene, host_network: HostNetwork, error: int | None) -> None:
+    """From one Wi-Fi to another in the middle of traffic: the connection moves along, no message is lost or doubled."""
+    host_network.error = error
+    scene.tune(QuicConfig(handshake_timeout=5.0, ping_interval=0.3, ping_timeout=5.0))
+    await scene.running()
+    async with Numbers(scene) as numbers:
+        numbers.start()
+        for number in range(1, 5):
+            await numbers.flowing()
+            host_network.change(f"127.0.0.{20 + number}")
+            await wait_until(partial(_has_moved, scene, number), what="the move")
+        await numbers.flowing()
+        await numbers.settled()
+        for topic, sent in numbers.sent.items():
+            arrived = numbers.sink(topic).messages
+            assert sum(message.topic == topic for message in arrived) == sent, "QoS 1 was repeated without a reason"
+    assert scene.link.reconnects == 0
+    assert len(scene.front.stats.connects) == 1
+    assert scene.errors() == []
+
+
+def _has_moved(scene: Scene, number: int) -> bool:
+    return scene.link.details.migrations >= number
 
 
 async def test_a_stream_that_the_broker_opens_is_ignored(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:

@@ -215,13 +215,13 @@ async def test_a_few_icmp_errors_do_not_kill(
         driver = transport._driver
         assert driver is not None
         errors: list[OSError] = []
-        judge = driver._network_error
+        judge = driver._liveness.network_error
 
         def note(error: OSError) -> bool:
             errors.append(error)
             return judge(error)
 
-        monkeypatch.setattr(driver, "_network_error", note)
+        monkeypatch.setattr(driver._liveness, "network_error", note)
         for _ in range(3):
             errors.clear()
             relay.stop()

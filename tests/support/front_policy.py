@@ -61,6 +61,8 @@ class Policy:
     closed with 0x174 (no certificate) or 0x130 (another authority)."""
     tickets: bool = False
     """Give session tickets and take them back, with early data; those of before a `die` or `stop` are refused."""
+    migration: bool = True
+    """Let clients change their address (False: disable_active_migration)."""
     server_stream: bytes | None = None
     """Open a bidirectional stream of our own when the handshake is done, with these bytes on it."""
     stream_window: int = 256 * 1024

@@ -22,10 +22,11 @@ class FrontQuic(QuicConnection):
     aioquic by itself doubles its windows whether the application reads or not, so that nothing would ever push back.
     """
 
-    def __init__(self, *, window: int, want_client_certificate: bool, **arguments: object) -> None:
+    def __init__(self, *, window: int, want_client_certificate: bool, migration: bool, **arguments: object) -> None:
         super().__init__(**arguments)  # type: ignore[arg-type]
         self._window = window
         self._want_client_certificate = want_client_certificate
+        self._migration = migration
         self.consumed = 0
         # msquic as EMQX sets it up: 10 bidirectional streams and one unidirectional.
         self._local_max_streams_bidi.value = 10
@@ -41,6 +42,7 @@ class FrontQuic(QuicConnection):
         # EMQX sends no max_idle_timeout, so that the client's alone counts; aioquic always sends one.
         parameters = pull_quic_transport_parameters(Buffer(data=super()._serialize_transport_parameters()))
         parameters.max_idle_timeout = None
+        parameters.disable_active_migration = not self._migration
         buffer = Buffer(capacity=512)
         push_quic_transport_parameters(buffer, parameters)
         return bytes(buffer.data)

@@ -301,6 +301,7 @@ class Front:
         quic = FrontQuic(
             window=policy.stream_window,
             want_client_certificate=policy.client_ca_pem is not None,
+            migration=policy.migration,
             configuration=configuration,
             original_destination_connection_id=connection_id,
             session_ticket_fetcher=self._take_ticket if tickets else None,

@@ -67,6 +67,11 @@ class UdpRelay:
             self._outer[client] = self._open(client)
             old.close()
 
+    def cut_off(self) -> None:
+        """Forget the clients of now as a firewall does: nothing passes between them and the server any more."""
+        for endpoint in self._outer.values():
+            endpoint.incoming.impairment.blackhole = endpoint.outgoing.impairment.blackhole = True
+
     def _open(self, client: Address) -> UdpEndpoint:
         endpoint = UdpEndpoint(lambda data, _: self._down.push(data, client))
         endpoint.open()

@@ -95,6 +95,14 @@ class TransportStatus:
     packets_lost: int | None = None
     bytes_sent: int = 0
     bytes_received: int = 0
+    """Bytes of MQTT, without what carries them."""
+    datagram_bytes_sent: int | None = None
+    datagram_bytes_received: int | None = None
+    """UDP payload in all: handshake, acknowledgements and repeats included."""
+    migrations: int = 0
+    """How often this connection went on from another local address or port, without a new handshake."""
+    migration_ms: float | None = None
+    """From the last such change to the broker's first answer there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,14 @@ tests/bridge/test_aioquic_internals.py, so that an upgrade fails there and not i
 
 from collections.abc import Callable
 import hmac
+import math
 import ssl
 from typing import Any, Final, cast, override
 
 from aioquic import tls
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.congestion.base import create_congestion_control
 from aioquic.quic.connection import QuicConnection, QuicConnectionAdapter, QuicConnectionState, QuicReceiveContext
 from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet import (
@@ -21,7 +23,7 @@ from aioquic.quic.packet import (
     pull_quic_transport_parameters,
 )
 from aioquic.quic.packet_builder import QuicPacketBuilder, QuicSentPacket
-from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.quic.recovery import QuicPacketPacer, QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from cryptography import x509
 
@@ -86,6 +88,8 @@ class ClientConnection(QuicConnection):
     """The peer's certificate passed our check, or none was asked for; a handshake must not count without it."""
     packets_received: int = 0
     """Packets that were authentic and new: what proves that the peer lives."""
+    packets_acknowledged: int = 0
+    """Packets of ours that the peer acknowledged: what proves that it hears us."""
     packets_lost: int = 0
     """Packets declared lost by loss detection (not those a probe timeout sent again on suspicion)."""
 
@@ -110,7 +114,8 @@ class ClientConnection(QuicConnection):
         for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
             limit.value = limit.sent = FOREIGN_STREAMS
         self._ack_delay = ACK_DELAY
-        self._count_losses()
+        self._may_move = True
+        self._watch_packets()
 
     # What aioquic calls
 
@@ -146,6 +151,7 @@ class ClientConnection(QuicConnection):
         if parameters.ack_delay_exponent is not None:
             # aioquic assigns the old value to itself; msquic uses 8, not the default 3.
             self._remote_ack_delay_exponent = parameters.ack_delay_exponent
+        self._may_move = not parameters.disable_active_migration
         # Our socket is connected to one address, so the peer's preferred one cannot be probed from it.
         self._remote_preferred_address = None
 
@@ -187,14 +193,20 @@ class ClientConnection(QuicConnection):
         finally:
             data.used = used
 
-    def _count_losses(self) -> None:
+    def _watch_packets(self) -> None:
+        """Count what the congestion controller hears."""
         control = self._loss._cc
-        aioquics_own = control.on_packets_lost
+        acked, lost = control.on_packet_acked, control.on_packets_lost
+
+        def on_packet_acked(*, now: float, packet: QuicSentPacket) -> None:
+            self.packets_acknowledged += 1
+            acked(now=now, packet=packet)
 
         def on_packets_lost(*, now: float, packets: list[QuicSentPacket]) -> None:
             self.packets_lost += len(packets)
-            aioquics_own(now=now, packets=packets)
+            lost(now=now, packets=packets)
 
+        control.on_packet_acked = on_packet_acked  # type: ignore[method-assign]
         control.on_packets_lost = on_packets_lost  # type: ignore[method-assign,assignment]
 
     # What the driver asks
@@ -213,6 +225,33 @@ class ClientConnection(QuicConnection):
             space = self._spaces[tls.Epoch.ONE_RTT]
             if space.ack_at is not None:
                 space.ack_at = now
+
+    @property
+    def can_move(self) -> bool:
+        """The connection may go on from another local address (RFC 9000 section 9).
+
+        The handshake is confirmed, the peer did not forbid it, and there is a connection identifier of the peer's that
+        was not used before (also never with a peer that uses none).
+        """
+        return self._handshake_confirmed and self._may_move and bool(self._peer_cid_available)
+
+    def move(self, now: float) -> None:
+        """Begin a new path: under another connection identifier, and with nothing known of its RTT and capacity.
+
+        What is under way is sent again at once: the old path may be gone. Its late acknowledgements teach us nothing
+        about the new one (RFC 9000 section 9.4).
+        """
+        self.change_connection_id()
+        loss, space = self._loss, self._spaces[tls.Epoch.ONE_RTT]
+        loss._on_packets_lost(congestion_event=False, now=now, packets=tuple(space.sent_packets.values()), space=space)
+        space.loss_time = None
+        loss._pto_count = 0
+        loss._rtt_initialized = False
+        loss._rtt_min = math.inf
+        size = self._max_datagram_size
+        loss._cc = create_congestion_control(self._configuration.congestion_control_algorithm, max_datagram_size=size)
+        loss._pacer = QuicPacketPacer(max_datagram_size=size)
+        self._watch_packets()
 
     def consume(self, size: int) -> bool:
         """Note that the application took `size` more bytes of the stream; return if the peer is due more credit."""

@@ -231,6 +231,8 @@ class QuicTransport:
     def _snapshot(self, driver: QuicDriver) -> TransportStatus:
         connection = driver.connection
         rtt = connection.rtt
+        sent, received = driver.datagram_bytes
+        moved = driver.migration_seconds
         return TransportStatus(
             address=str(driver.address),
             version=connection.version_name,
@@ -241,6 +243,10 @@ class QuicTransport:
             packets_lost=connection.packets_lost,
             bytes_sent=driver.bytes_sent,
             bytes_received=self._bytes_received,
+            datagram_bytes_sent=sent,
+            datagram_bytes_received=received,
+            migrations=driver.migrations,
+            migration_ms=None if moved is None else moved * 1000,
         )
 
     # The driver's side

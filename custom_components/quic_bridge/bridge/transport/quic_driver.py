@@ -1,16 +1,14 @@
-"""Drives one QUIC connection: its UDP socket, its timer, the proof that the peer lives. Knows nothing of MQTT.
+"""Drives one QUIC connection: its UDP socket, which may be replaced, and its timer. Knows nothing of MQTT.
 
-aioquic's QuicConnection does no I/O; here it gets a connected socket of its own, because only a connected one is told
-of ICMP errors, and because datagrams from anybody else are then dropped by the kernel.
+aioquic's QuicConnection does no I/O and never looks at our own address, so another socket is all that a new path takes
+(RFC 9000 section 9).
 """
 
 import asyncio
 from collections.abc import Callable
-import errno
 import functools
 import logging
-import socket
-from typing import Final, Protocol
+from typing import Concatenate, Final, Protocol
 
 from aioquic.quic.events import (
     ConnectionTerminated,
@@ -22,24 +20,17 @@ from aioquic.quic.events import (
 
 from ..config import QuicConfig
 from ..errors import BridgeError, ErrorCode
-from .addresses import Address, reach_error
-from .aioquic_internals import RESET_TOKEN_SIZE, STATELESS_RESET_SIZE, STREAM_ID, ClientConnection
+from .addresses import Address
+from .aioquic_internals import STREAM_ID, ClientConnection
 from .base import HIGH_WATER, LOW_WATER
 from .quic_errors import closed_by_peer, closed_by_us, stream_ended
+from .quic_liveness import Liveness
+from .quic_socket import PeerSocket
 
 RECEIVE_BUDGET: Final = 8
 """Datagrams taken in one turn of the loop, which is Home Assistant's; the rest waits in the kernel for the next."""
-RECEIVE_SIZE: Final = 65536
-"""Larger than any datagram."""
-SOCKET_BUFFER: Final = 1024 * 1024
-"""What is asked for; the kernel gives what it allows."""
-HANDSHAKE_REFUSALS: Final = 2
-"""ICMP errors that end a handshake. One may stem from a former user of our port."""
-REFUSALS: Final = 3
-REFUSAL_SPAN: Final = 0.2
-"""An established connection is dead after this many ICMP refusals over this many seconds with nothing in between."""
-UNKNOWN_RESETS: Final = 3
-"""Datagrams that hold nothing for us and end alike: the stateless resets of a broker that forgot its tokens."""
+OLD_PATH_PTOS: Final = 3
+"""Probe timeouts for which a socket that was replaced is still read."""
 KEY_UPDATE_PACKETS: Final = 1_000_000
 """Packets between key updates; AES-GCM's limit is 2^23 (RFC 9001 section 6.6), and aioquic never updates by itself."""
 TIMER_RESOLUTION: Final = 0.0005
@@ -66,13 +57,13 @@ class DriverOwner(Protocol):
         """The connection is over, and everything of it is released."""
 
 
-def _guarded(step: Callable[[QuicDriver], None]) -> Callable[[QuicDriver], None]:
+def _guarded[**P](step: Callable[Concatenate[QuicDriver, P], None]) -> Callable[Concatenate[QuicDriver, P], None]:
     """Guard a way into aioquic: whatever breaks there ends the connection, and never leaves a zombie behind."""
 
     @functools.wraps(step)
-    def guarded(self: QuicDriver) -> None:
+    def guarded(self: QuicDriver, /, *args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            step(self)
+            step(self, *args, **kwargs)
         except Exception as error:
             _LOGGER.exception("The QUIC connection to %s broke on our side", self.address)
             self._release()
@@ -91,18 +82,23 @@ class QuicDriver:
         """Something authentic has come from the address."""
         self.bytes_sent = 0
         """Bytes of the stream handed to QUIC."""
+        self.migrations = 0
+        """How often the connection went on from another socket, and the broker answered there (RFC 9000 section 9)."""
+        self.migration_seconds: float | None = None
+        """From the last such change to the broker's first answer."""
         self.connection = connection
-        self._config = config
         self._owner: DriverOwner | None = owner
         self._loop = asyncio.get_running_loop()
         self._has_certificate = connection.configuration.certificate is not None
+        self._liveness = Liveness(connection, address, config, self, self._on_liveness)
 
-        self._socket: socket.socket | None = None
-        self._buffer = bytearray(RECEIVE_SIZE)
-        self._view = memoryview(self._buffer)
+        self._socket: PeerSocket | None = None
+        self._old_socket: PeerSocket | None = None
+        self._moved_at: float | None = None
+        """When the present socket was taken, until something came there."""
+        self._released_bytes = (0, 0)
         self._flush_handle: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._liveness_timer: asyncio.TimerHandle | None = None
 
         self._established = False
         self._outgoing: list[bytes] = []
@@ -110,16 +106,6 @@ class QuicDriver:
         self._unacknowledged = 0
         self._writing_paused = False
         self._drained: asyncio.Future[None] | None = None
-
-        self._last_received = 0.0
-        self._ping_interval = config.ping_interval
-        self._ping_sent: float | None = None
-        self._ping_deadline = 0.0
-        self._ping_reason = ""
-        self._refusals = 0
-        self._first_refusal = 0.0
-        self._reset_tail = b""
-        self._resets = 0
         self._next_key_update = KEY_UPDATE_PACKETS
         self._warned_of_stream = False
 
@@ -127,15 +113,7 @@ class QuicDriver:
 
     def start(self) -> None:
         """Open the socket and send the first flight. Raises BridgeError UNREACHABLE."""
-        self._socket = sock = socket.socket(self.address.family, socket.SOCK_DGRAM)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
-            sock.connect(self.address.sockaddr)
-        except OSError as error:
-            self._release()
-            raise reach_error(error, self.address) from error
-        self._loop.add_reader(sock, self._on_readable)
+        self._socket = PeerSocket(self.address, self._on_readable)
         self._begin()
 
     @_guarded
@@ -183,35 +161,37 @@ class QuicDriver:
     # Ways in from the event loop
 
     @_guarded
-    def _on_readable(self) -> None:
-        connection, address, sock = self.connection, self.address.sockaddr, self._socket
-        if sock is None:
-            return
+    def _on_readable(self, sock: PeerSocket) -> None:
+        connection, address = self.connection, self.address.sockaddr
         now = self._loop.time()
-        authentic = connection.packets_received
+        received, acknowledged = connection.packets_received, connection.packets_acknowledged
         for _ in range(RECEIVE_BUDGET):
+            if sock.closed:
+                return
             try:
-                size = sock.recv_into(self._buffer)
-            except BlockingIOError, InterruptedError:
-                break
+                datagram = sock.receive()
             except OSError as error:
-                if self._network_error(error):
+                if sock is not self._socket:
+                    sock.close()
+                elif self._liveness.network_error(error):
                     return
                 continue
-            datagram = bytes(self._view[:size])
+            if datagram is None:
+                break
             before = connection.packets_received
             connection.receive_datagram(datagram, address, now)
             if connection.packets_received == before:
-                if self._not_ours(datagram):
+                if self._liveness.not_ours(datagram):
                     return
             elif connection.close_event is not None:
                 # Nothing that follows counts; above all not what follows a certificate that we refused.
                 break
-        if connection.packets_received != authentic:
-            self._last_received = now
+        if connection.packets_received != received:
             self.answered = True
-            self._resets = 0
             connection.hasten_ack(now)
+            if sock is self._socket:
+                self._liveness.heard(now, acknowledged=connection.packets_acknowledged != acknowledged)
+                self._arrived(now)
         self._proceed()
 
     @_guarded
@@ -234,27 +214,7 @@ class QuicDriver:
 
     @_guarded
     def _on_liveness(self) -> None:
-        """Ask for a sign of life when none came for a while, and give up when the answer is overdue."""
-        self._liveness_timer = None
-        now = self._loop.time()
-        if self._ping_sent is not None:
-            if self._last_received <= self._ping_sent:
-                if now < self._ping_deadline:
-                    self._watch(self._ping_deadline)
-                    return
-                self._close(
-                    BridgeError(
-                        ErrorCode.PING_TIMEOUT,
-                        f"The broker did not answer a PING within {now - self._ping_sent:.1f} s{self._ping_reason}",
-                    )
-                )
-                return
-            self._ping_sent = None
-        due = self._last_received + self._ping_interval
-        if now >= due:
-            self._ping(self._config.ping_timeout)
-        else:
-            self._watch(due)
+        self._liveness.look()
 
     # Steps
 
@@ -313,10 +273,7 @@ class QuicDriver:
             self._close(BridgeError(ErrorCode.INTERNAL, "The broker's certificate was not checked"))
             return
         self._established = True
-        self._refusals = 0
-        # A PING each way must fit into what the peer takes for silence.
-        self._ping_interval = min(self._ping_interval, connection.idle_timeout / 2)
-        self._watch(self._loop.time() + self._ping_interval)
+        self._liveness.established(connection.idle_timeout)
         if self._owner is not None:
             self._owner.handshake_completed()
 
@@ -353,25 +310,14 @@ class QuicDriver:
             connection.request_key_update()
         trouble = self._send(sock, now)
         self._unacknowledged = connection.unacknowledged
-        if trouble is None or not self._network_error(trouble):
+        if trouble is None or not self._liveness.network_error(trouble):
             self._arm()
 
-    def _send(self, sock: socket.socket, now: float) -> OSError | None:
-        """Send all datagrams; what the kernel does not take is lost, and repaired as any loss. Return an error met."""
+    def _send(self, sock: PeerSocket, now: float) -> OSError | None:
+        """Send all datagrams that are due; return an error met."""
         trouble: OSError | None = None
         for datagram, _ in self.connection.datagrams_to_send(now):
-            try:
-                sock.send(datagram)
-            except BlockingIOError, InterruptedError:
-                continue
-            except OSError as error:
-                trouble = error
-                if error.errno == errno.ECONNREFUSED:
-                    # The answer to an earlier datagram; this one was not even tried.
-                    try:
-                        sock.send(datagram)
-                    except OSError as again:
-                        _LOGGER.debug("A datagram to %s was not sent: %s", self.address, again)
+            trouble = sock.send(datagram) or trouble
         return trouble
 
     def _arm(self) -> None:
@@ -385,83 +331,74 @@ class QuicDriver:
             self._timer.cancel()
         self._timer = self._loop.call_at(at, self._on_timer)
 
-    # Liveness
+    # What liveness asks
 
-    def _watch(self, at: float) -> None:
-        if self._liveness_timer is not None:
-            self._liveness_timer.cancel()
-        self._liveness_timer = self._loop.call_at(at, self._on_liveness)
-
-    def _ping(self, timeout: float, reason: str = "") -> None:
-        """Send a PING that must be answered, by any packet, within `timeout` seconds."""
-        now = self._loop.time()
-        if self._ping_sent is None or self._last_received > self._ping_sent:
-            self._ping_sent = now
-            self._ping_deadline = now + timeout
-        else:
-            self._ping_deadline = min(self._ping_deadline, now + timeout)
-        self._ping_reason = reason
+    def ping(self) -> None:
+        """See LivenessOwner."""
         self.connection.send_ping(0)
         if self._flush_handle is None:
             self._flush_handle = self._loop.call_soon(self._on_flush)
-        self._watch(self._ping_deadline)
 
-    def _network_error(self, error: OSError) -> bool:
-        """Judge an ICMP error or a refusal of the kernel to send; return True if the connection ended by it.
+    def is_preferred_path(self) -> bool:
+        """See LivenessOwner."""
+        return self._socket is None or self._socket.is_preferred
 
-        A wake-up by ICMP is no sign of life, and one ICMP error alone no proof of death: they are not authenticated.
+    def move(self, why: str) -> bool:
+        """Go on from a new socket (RFC 9000 section 9), whose local address and route the kernel chooses now.
+
+        The broker validates the new path; we wait for its answer. The old socket is read for a while, as answers may
+        be on their way to it.
         """
-        now = self._loop.time()
-        if self._refusals and self._last_received <= self._first_refusal:
-            self._refusals += 1
-        else:
-            self._refusals = 1
-            self._first_refusal = now
-        if not self._established:
-            if self._refusals < HANDSHAKE_REFUSALS:
-                return False
-            self._close(reach_error(error, self.address))
-            return True
-        if self._refusals == 1:
-            _LOGGER.debug("The network refuses datagrams to %s (%s): probing", self.address, error)
-            self._ping(self._config.ping_timeout, f" after the network reported: {error.strerror}")
+        old = self._socket
+        if old is None or not self.connection.can_move:
             return False
-        if (
-            error.errno == errno.ECONNREFUSED
-            and self._refusals >= REFUSALS
-            and now - self._first_refusal >= REFUSAL_SPAN
-        ):
-            self._close(
-                BridgeError(
-                    ErrorCode.REFUSED,
-                    f"Nothing listens on {self.address} any more: its host refuses our datagrams; the broker is down",
-                )
-            )
-            return True
-        return False
+        if self._moved_at is not None and old.is_preferred:
+            return False  # the last move was not answered yet, and nothing is different since
+        try:
+            new = PeerSocket(self.address, self._on_readable)
+        except BridgeError as error:
+            _LOGGER.debug("No other way to %s: %s", self.address, error)
+            return False
+        _LOGGER.debug("Moving the QUIC connection with %s from %s to %s: %s", self.address, old.source, new.source, why)
+        linger = OLD_PATH_PTOS * self.connection.probe_timeout
+        self._moved_at = now = self._loop.time()
+        self.connection.move(now)
+        self._forget_old_socket()
+        self._socket, self._old_socket = new, old
+        old.expire(linger)
+        return True
 
-    def _not_ours(self, datagram: bytes) -> bool:
-        """Look at a datagram in which nothing was authentic; return True if the connection ended by it."""
-        if self.connection.is_stateless_reset(datagram):
-            self._close(
-                BridgeError(
-                    ErrorCode.CLOSED_BY_BROKER,
-                    "The broker no longer knows the connection (stateless reset): it was restarted",
-                )
+    def dead(self, error: BridgeError) -> None:
+        """See LivenessOwner."""
+        self._close(error)
+
+    def _arrived(self, now: float) -> None:
+        """Note that the peer answered on the present path."""
+        if self._moved_at is not None:
+            self.migrations += 1
+            self.migration_seconds = now - self._moved_at
+            self._moved_at = None
+            _LOGGER.info(
+                "The QUIC connection with %s goes on from a new socket; the broker answered there after %.0f ms",
+                self.address,
+                self.migration_seconds * 1000,
             )
-            return True
-        if not self._established or len(datagram) < STATELESS_RESET_SIZE or datagram[0] & 0x80:
-            return False
-        tail = datagram[-RESET_TOKEN_SIZE:]
-        if tail != self._reset_tail:
-            self._reset_tail, self._resets = tail, 0
-        self._resets += 1
-        if self._resets == UNKNOWN_RESETS:
-            # msquic draws its tokens anew at each start, so a broker that restarted cannot prove that it did.
-            # Anybody can send such datagrams; they may make us ask, not believe.
-            timeout = min(self._config.ping_timeout, max(1.0, 6 * self.connection.probe_timeout))
-            self._ping(timeout, "; it answers with stateless resets of another run, so it was restarted")
-        return False
+
+    def _forget_old_socket(self) -> None:
+        if self._old_socket is not None:
+            self._released_bytes = self._sum_bytes(self._old_socket)
+            self._old_socket.close()
+            self._old_socket = None
+
+    def _sum_bytes(self, *sockets: PeerSocket | None) -> tuple[int, int]:
+        used = [sock for sock in sockets if sock is not None]
+        sent, received = self._released_bytes
+        return sent + sum(sock.bytes_sent for sock in used), received + sum(sock.bytes_received for sock in used)
+
+    @property
+    def datagram_bytes(self) -> tuple[int, int]:
+        """UDP payload sent and received, over all sockets."""
+        return self._sum_bytes(self._socket, self._old_socket)
 
     # End
 
@@ -485,14 +422,14 @@ class QuicDriver:
             owner.ended(error)
 
     def _release(self) -> None:
-        for handle in (self._flush_handle, self._timer, self._liveness_timer):
+        self._liveness.stop()
+        for handle in (self._flush_handle, self._timer):
             if handle is not None:
                 handle.cancel()
-        self._flush_handle = self._timer = self._liveness_timer = None
-        if self._socket is not None:
-            self._loop.remove_reader(self._socket)
-            self._socket.close()
-            self._socket = None
+        self._flush_handle = self._timer = None
+        self._forget_old_socket()
+        self._old_socket, self._socket = self._socket, None
+        self._forget_old_socket()
         self._outgoing.clear()
         self._outgoing_size = self._unacknowledged = 0
         if self._drained is not None and not self._drained.done():
