@@ -64,7 +64,7 @@ class Scene:
             tls=TlsConfig(ca=certs.ca_pem),
             window=20,
         )
-        self.routes = ROUTES
+        self.routes: tuple[Route, ...] = ROUTES
         self.backoff = BackoffConfig(base=0.05, cap=0.2, refused_base=0.4, refused_cap=0.8)
         self.outbox: OutboxConfig | None = None
         self.outbox_path = folder / "outbox.db"

@@ -13,7 +13,7 @@ from custom_components.quic_bridge.bridge.errors import BridgeError, ErrorCode
 from custom_components.quic_bridge.bridge.routes import Direction, Route
 from custom_components.quic_bridge.bridge.session import MqttSession
 from custom_components.quic_bridge.bridge.status import BridgeState, LinkStatus, TransportStatus
-from custom_components.quic_bridge.bridge.transport.base import Transport, TransportReceiver
+from custom_components.quic_bridge.bridge.transport.base import StreamReceiver, Transport, TransportReceiver
 
 from ..support.packets import (
     Connack,
@@ -71,6 +71,9 @@ class MemoryTransport:
         """See Transport."""
         if not self.closed:
             self._peer.received(data)
+
+    def open_stream(self, _receiver: StreamReceiver) -> None:
+        """See Transport."""
 
     def pause_reading(self) -> None:
         """See Transport."""

@@ -13,7 +13,8 @@ from aioquic.tls import AlertDescription
 
 from .front_policy import CloseSeen, Direction, PacketFilter, Rule, Stats
 from .front_quic import MQTT_STREAM, FrontQuic, issued_by
-from .packets import Connect, PacketType, decode_disconnect, encode_disconnect
+from .front_stream import FrontStream
+from .packets import Connack, Connect, PacketType, decode_disconnect, encode_disconnect
 from .udp import Address
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ HIGH_WATER = 256 * 1024
 LOW_WATER = 64 * 1024
 # EMQX says these with STOP_SENDING in place of a FIN.
 _STOP_SENDING_REASONS = frozenset({0x8E, 0x98})
-_OTHER_STREAM_BYTES = 64 * 1024
 _CLEAN_CLOSE_DELAY = 0.09
 _CONTROL = 1 << PacketType.CONNECT | 1 << PacketType.CONNACK | 1 << PacketType.DISCONNECT
 
@@ -94,8 +94,10 @@ class FrontConnection:
         """Whether we ended the MQTT stream; nothing is relayed any more."""
         self.resumed = False
         self.early_data = False
-        self.other_streams: dict[int, bytes] = {}
-        """What came on streams other than the MQTT stream, its first 64 KiB."""
+        self.accepted = False
+        """The broker has accepted the CONNECT."""
+        self.data_streams: dict[int, FrontStream] = {}
+        """The client's bidirectional streams beside the MQTT stream, those that are over included."""
         self._tcp: asyncio.Transport | None = None
         self._tcp_protocol: BrokerSide | None = None
         self._dial: asyncio.Task[None] | None = None
@@ -189,6 +191,10 @@ class FrontConnection:
             return b""
         if kind is PacketType.DISCONNECT:
             self._broker_reason = decode_disconnect(packet)
+        elif kind is PacketType.CONNACK and Connack.decode(packet).code == 0:
+            self.accepted = True
+            for stream in self.data_streams.values():
+                stream.begin()
         return self._apply_rules(Direction.TO_CLIENT, kind, packet)
 
     # What a test or a rule may do: interfere
@@ -332,6 +338,8 @@ class FrontConnection:
             self._quic_timer = None
         self._to_client.clear()
         self._leave_broker()
+        for stream in self.data_streams.values():
+            stream.release()
         self.front.forget(self)
 
     # QUIC side
@@ -386,7 +394,7 @@ class FrontConnection:
 
     def _stream_data(self, stream_id: int, data: bytes, fin: bool) -> None:
         if stream_id != MQTT_STREAM:
-            self.other_streams[stream_id] = (self.other_streams.get(stream_id, b"") + data)[:_OTHER_STREAM_BYTES]
+            self._other_stream(stream_id, data)
             return
         if self._dial is None and self._tcp is None and not self.ended:
             self._dial = self.front.own(self._connect_broker())
@@ -404,8 +412,19 @@ class FrontConnection:
                 self._both_ended()
         self._forward_up()
 
+    def _other_stream(self, stream_id: int, data: bytes) -> None:
+        if stream_id % 4:
+            return  # not a bidirectional stream of the client; EMQX does not look at those either
+        if stream_id not in self.data_streams:
+            self.data_streams[stream_id] = FrontStream(self, stream_id)
+            if self.front.policy.on_data_stream is not None:
+                self.front.policy.on_data_stream(self)
+        self.data_streams[stream_id].feed(data)
+
     def _stream_reset(self, stream_id: int, code: int) -> None:
         if stream_id != MQTT_STREAM:
+            if stream_id in self.data_streams:
+                self.data_streams[stream_id].release()
             return
         for stats in (self.stats, self.front.stats):
             stats.stream_resets.append(code)

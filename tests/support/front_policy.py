@@ -65,12 +65,18 @@ class Policy:
     """Let clients change their address (False: disable_active_migration)."""
     server_stream: bytes | None = None
     """Open a bidirectional stream of our own when the handshake is done, with these bytes on it."""
+    serve_data_streams: bool = True
+    """Serve the client's further bidirectional streams as EMQX does; else what comes there is left lying."""
+    bidirectional_streams: int = 10
+    """How many the client may have open; as EMQX."""
     stream_window: int = 256 * 1024
     """Bytes the client may send ahead of what the broker has taken."""
     close_delay: float | None = 3.0
     """Seconds between our FIN and CONNECTION_CLOSE (application, 1); None: never, as EMQX with persistent sessions."""
     on_handshake: Callable[[FrontConnection], None] | None = None
     """Called when a handshake is complete."""
+    on_data_stream: Callable[[FrontConnection], None] | None = None
+    """Called when the client first writes to a stream beside the MQTT stream."""
     on_connect: Callable[[FrontConnection], None] | None = None
     """Called with each MQTT CONNECT, before it goes to the broker."""
 

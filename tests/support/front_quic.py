@@ -22,14 +22,22 @@ class FrontQuic(QuicConnection):
     aioquic by itself doubles its windows whether the application reads or not, so that nothing would ever push back.
     """
 
-    def __init__(self, *, window: int, want_client_certificate: bool, migration: bool, **arguments: object) -> None:
+    def __init__(
+        self,
+        *,
+        window: int,
+        bidirectional_streams: int,
+        want_client_certificate: bool,
+        migration: bool,
+        **arguments: object,
+    ) -> None:
         super().__init__(**arguments)  # type: ignore[arg-type]
         self._window = window
         self._want_client_certificate = want_client_certificate
         self._migration = migration
         self.consumed = 0
         # msquic as EMQX sets it up: 10 bidirectional streams and one unidirectional.
-        self._local_max_streams_bidi.value = 10
+        self._local_max_streams_bidi.value = bidirectional_streams
         self._local_max_streams_uni.value = 1
 
     @override

@@ -300,6 +300,7 @@ class Front:
         tickets = policy.tickets and policy.client_ca_pem is None
         quic = FrontQuic(
             window=policy.stream_window,
+            bidirectional_streams=policy.bidirectional_streams,
             want_client_certificate=policy.client_ca_pem is not None,
             migration=policy.migration,
             configuration=configuration,

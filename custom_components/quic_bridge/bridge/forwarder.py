@@ -17,6 +17,7 @@ import logging
 from typing import Final, override
 
 from . import codec
+from .data_streams import DataStream, DataStreams, StreamOwner
 from .errors import BridgeError, ErrorCode
 from .guard import LoopError, LoopGuard, PathMarker
 from .message import InFlight, Message, Stage, encode
@@ -44,7 +45,7 @@ _THROWN_OUT: Final = frozenset(
 _PACKET_IDENTIFIER_IN_USE: Final = 0x91
 
 
-class Forwarder(PublishReceiver, AckReceiver):
+class Forwarder(PublishReceiver, AckReceiver, StreamOwner):
     """Carries messages from one broker (the source) to the other (the target)."""
 
     def __init__(
@@ -64,6 +65,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         self._completed: dict[int, int] = {}
         self._queue: deque[Message] = deque()
         self._queued_bytes = 0
+        self._data_streams = DataStreams(self)
         self._source_paused = False
         self._forwarded = 0
         self._bytes = 0
@@ -86,7 +88,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         return DirectionStatus(
             forwarded=self._forwarded,
             bytes=self._bytes,
-            waiting=len(self._flying) + len(self._queue),
+            waiting=len(self._flying) + len(self._queue) + self._data_streams.waiting,
             dropped=dict(self._dropped),
         )
 
@@ -144,6 +146,8 @@ class Forwarder(PublishReceiver, AckReceiver):
         """Send a new message, or let it wait for its turn."""
         if self._queue or not self._send(message):
             self._enqueue(message)
+        elif self._data_streams.waiting:
+            self._data_streams.pump()
 
     def _enqueue(self, message: Message) -> None:
         """Let a message wait for the target."""
@@ -218,6 +222,9 @@ class Forwarder(PublishReceiver, AckReceiver):
             self._keep_qos_0(message, route.qos_0)
         elif target is None:
             self._count_drop(DropReason.DISCONNECTED, "QoS 0")
+        elif (stream := self._own_stream(message)) is not None:
+            stream.take(message)
+            stream.pump()
         else:
             self._write(target, message, 0)
 
@@ -237,18 +244,14 @@ class Forwarder(PublishReceiver, AckReceiver):
             self._enqueue(message)
 
     def _send(self, message: Message) -> bool:
-        """Write a message to the target; False: not now."""
+        """Write a message to the target, or leave it to its route's own stream; False: not now."""
         target = self._target
-        mid = message.mid
-        if (
-            target is None
-            or target.congested
-            or not self._flying.has_room(target.window if self._strikes < _STRIKES else 1, message.source_qos)
-            or mid in self._flying
-            or mid in target.reserved
-            or self._pause is not None
-            or self._must_wait(message)
-        ):
+        if target is None or self._pause is not None or self._must_wait(message):
+            return False
+        if (stream := self._own_stream(message)) is not None:
+            stream.take(message)
+            return True
+        if target.congested or not self._has_place(target, message):
             return False
         route = message.plan.route
         if not message.packet:
@@ -262,7 +265,62 @@ class Forwarder(PublishReceiver, AckReceiver):
             self._write(target, message, min(message.source_qos, route.max_qos, target.limits.max_qos))
         return True
 
-    def _write(self, target: MqttSession, message: Message, qos: int) -> None:
+    def _has_place(self, target: MqttSession, message: Message) -> bool:
+        """Whether the target's window has a place for a message, and its packet identifier is free there."""
+        window = target.window if self._strikes < _STRIKES else 1
+        mid = message.mid
+        return (
+            self._flying.has_room(window, message.source_qos) and mid not in self._flying and mid not in target.reserved
+        )
+
+    def _own_stream(self, message: Message) -> DataStream | None:
+        """Return the stream of the message's route, if it has one that can carry it."""
+        route = message.plan.route
+        if route is None or not route.own_stream or self._strikes >= _STRIKES:
+            return None
+        return self._data_streams.find(message)
+
+    @override
+    def send_on(self, stream: DataStream, message: Message) -> bool:
+        target, route = self._target, message.plan.route
+        if target is None or route is None or self._pause is not None or not stream.writable:
+            return False
+        # Half of the window stays free for all the others.
+        if message.mid and (stream.flying >= max(1, target.window // 2) or not self._has_place(target, message)):
+            return False
+        if message.expired:
+            self._drop(message, DropReason.EXPIRED, message.topic)
+            return True
+        if not stream.open():
+            return False
+        self._write(target, message, min(message.source_qos, route.max_qos, target.limits.max_qos), stream)
+        return True
+
+    @override
+    def take_back(self, under_way: Sequence[Message], waiting: Sequence[Message]) -> None:
+        for message in under_way:
+            self._flying.remove(message.mid)
+            message.again = True
+            message.stage = Stage.QUEUED
+        self._put_in_front(under_way, waiting)
+        self._pump()
+
+    def _put_in_front(self, sent: Sequence[Message], waiting: Sequence[Message]) -> None:
+        """Let messages wait before all others; before these, by their order, what was sent before and comes again."""
+        first = list(sent)
+        while self._queue and self._queue[0].tries:
+            first.append(self._queue.popleft())
+        first.sort(key=lambda message: message.number)
+        self._queue.extendleft(reversed((*first, *waiting)))
+        self._queued_bytes += sum(len(message.packet) for message in (*sent, *waiting))
+
+    @override
+    def queued(self, size: int) -> None:
+        self._queued_bytes += size
+        if self._queued_bytes > _MAX_QUEUED_BYTES:
+            self._throttle()
+
+    def _write(self, target: MqttSession, message: Message, qos: int, stream: DataStream | None = None) -> None:
         # QoS 1 sent again in the same session says so (MQTT-3.3.1-1). QoS 2 does not: EMQX 6.2 and later drop a
         # PUBLISH with DUP whose identifier they do not know, and every receiver knows a QoS 2 repeat by its identifier.
         first = message.first & ~codec.DUP | (codec.DUP if message.again and qos == 1 else 0)
@@ -277,11 +335,15 @@ class Forwarder(PublishReceiver, AckReceiver):
         if len(out) > target.limits.max_packet:
             self._drop(message, DropReason.TOO_LARGE, f"{len(out)} bytes, the broker takes {target.limits.max_packet}")
             return
-        target.write(out)
+        (target if stream is None else stream).write(out)
         message.qos = qos
         if qos:
             message.stage = Stage.SENT
             self._flying.add(message)
+            if stream is not None:
+                stream.sent(message)
+            else:
+                self._data_streams.repeated(message)
         else:
             self._delivered(message)
 
@@ -290,6 +352,7 @@ class Forwarder(PublishReceiver, AckReceiver):
         queue = self._queue
         while queue and self._send(queue[0]):
             self._queued_bytes -= len(queue.popleft().packet)
+        self._data_streams.pump()
         if self._source_paused:
             self._throttle()
 
@@ -305,6 +368,7 @@ class Forwarder(PublishReceiver, AckReceiver):
     @override
     def target_attached(self, session: MqttSession) -> None:
         self._target = session
+        self._data_streams.attached(session)
         self._resume(session, list(self._flying))
         if self._over_quota:
             # The target's places may all be held by QoS 2 messages from before a restart of ours, which wait here
@@ -330,14 +394,19 @@ class Forwarder(PublishReceiver, AckReceiver):
                 again.append(message)
             else:
                 self._delivered(message)  # only its PUBREL was left, and the target has forgotten it
-        self._queued_bytes += sum(len(message.packet) for message in again)
-        while self._queue and self._queue[0].tries:
-            again.append(self._queue.popleft())  # sent before those, and sent back over a quota
-        self._queue.extendleft(sorted(again, key=lambda message: message.number, reverse=True))
+        self._put_in_front(again, ())
 
     @override
     def target_lost(self, error: BridgeError | None) -> None:
         self._target = None
+        waiting: list[Message] = []
+        for message in self._data_streams.lost():
+            route = message.plan.route
+            if not message.mid and route is not None and route.qos_0 is Qos0Policy.DROP:
+                self._count_drop(DropReason.DISCONNECTED, "QoS 0")
+            else:
+                waiting.append(message)
+        self._put_in_front((), waiting)
         if error is not None and error.code in _THROWN_OUT:
             self._suspect(error)
         if self._pause is not None:
@@ -428,7 +497,7 @@ class Forwarder(PublishReceiver, AckReceiver):
             self._try_later(message)
         else:
             self._drop(message, DropReason.REJECTED, f"the broker said {reason_text(reason)}")
-        if self._queue:
+        if self._queue or self._data_streams.waiting:
             self._pump()
 
     def _requeue(self, message: Message) -> None:

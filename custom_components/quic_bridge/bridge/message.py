@@ -5,12 +5,15 @@ from enum import IntEnum, auto
 import itertools
 import math
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from . import codec
 from .guard import PathMarker
 from .routes import Plan, RetainMode, Router
 from .session import MqttSession
+
+if TYPE_CHECKING:
+    from .data_streams import DataStream
 
 _QOS_BITS: Final = 0x06
 _NUMBERS: Final = itertools.count()
@@ -52,6 +55,7 @@ class Message:
         "row",
         "spooling",
         "stage",
+        "stream",
         "strikes",
         "tries",
         "v5",
@@ -92,6 +96,8 @@ class Message:
         """How often the target ended the connection when this was sent alone."""
         self.tries = 0
         """How often the target said that it has no room for it."""
+        self.stream: DataStream | None = None
+        """The stream of its route, while it is under way on that stream, or to be waited for there."""
 
     @property
     def source_qos(self) -> int:
@@ -169,6 +175,8 @@ class InFlight:
         message = self._messages.pop(mid, None)
         if message is not None:
             self._qos_2 -= message.qos == 2
+            if message.stream is not None:
+                message.stream.settled(message)
 
     def has_room(self, window: int, qos: int) -> bool:
         """Whether one more may be sent.

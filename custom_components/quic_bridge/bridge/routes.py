@@ -66,6 +66,8 @@ class Route:
     qos_0: Qos0Policy = Qos0Policy.DROP
     max_age: float | None = None
     """Seconds after which a message that has to wait here is not worth sending any more."""
+    own_stream: bool = False
+    """Whether messages to the remote go over a QUIC stream of the route's own, so that they hold up no others."""
 
     def way(self, direction: Direction) -> Rewrite | None:
         """How the route carries messages in one of the two directions; None: not at all."""

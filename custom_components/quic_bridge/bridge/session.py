@@ -35,7 +35,7 @@ from .paho_client import (
 from .reasons import connack_error, disconnect_error, stream_error
 from .routes import RetainedAtConnect, Subscription
 from .topics import has_wildcards
-from .transport.base import Transport, TransportReceiver
+from .transport.base import ExtraStream, StreamReceiver, Transport, TransportReceiver
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -408,6 +408,10 @@ class MqttSession(TransportReceiver):
         if not self._lost.done():
             self._lost.set_result(stream_error(error) if self.v5 else error)
         self._end()
+
+    def open_stream(self, receiver: StreamReceiver) -> ExtraStream | None:
+        """Open a stream beside that of the session; None if there is none to be had, or no session."""
+        return self.transport.open_stream(receiver) if self.connected else None
 
     # --- flow -------------------------------------------------------------------------------------------------------
 

@@ -283,11 +283,41 @@ class ClientConnection(QuicConnection):
     @property
     def unacknowledged(self) -> int:
         """Bytes of the stream that the peer has not acknowledged, sent or not."""
-        stream = self._streams.get(STREAM_ID)
+        return self.unacknowledged_on(STREAM_ID)
+
+    def unacknowledged_on(self, stream_id: int) -> int:
+        """Bytes of a stream that the peer has not acknowledged, sent or not."""
+        stream = self._streams.get(stream_id)
         if stream is None:
             return 0
         sender = stream.sender
         return sender._buffer_stop - sender._buffer_start
+
+    def next_stream(self) -> int | None:
+        """Return the identifier of the next bidirectional stream; None while the peer allows no more.
+
+        What aioquic writes to a stream over the peer's limit waits there, unseen.
+        """
+        stream_id = self.get_next_available_stream_id()
+        return stream_id if stream_id // 4 < self._remote_max_streams_bidi else None
+
+    def credit_stream(self, stream_id: int) -> None:
+        """Let the peer go on sending on a stream whose data is taken at once."""
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            limit = stream.receiver.highest_offset + self._window
+            if limit - stream.max_stream_data_local >= self._window // 2:
+                stream.max_stream_data_local = limit
+        self.raise_connection_window()
+
+    def give_up_stream(self, stream_id: int, code: int) -> None:
+        """End a stream in both directions: RESET_STREAM and STOP_SENDING."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return
+        self.reset_stream(stream_id, code)
+        if not stream.receiver.is_finished:
+            self.stop_stream(stream_id, code)
 
     @property
     def close_event(self) -> ConnectionTerminated | None:

@@ -31,6 +31,40 @@ class TransportReceiver(Protocol):
         """
 
 
+class StreamReceiver(Protocol):
+    """Who uses an `ExtraStream`. All calls come from the event loop; none may raise."""
+
+    def stream_received(self, data: bytes) -> None:
+        """Take bytes from the broker, in the order of this stream."""
+
+    def stream_writable(self) -> None:
+        """The stream's backlog fell below LOW_WATER."""
+
+    def stream_ended(self, how: str) -> None:
+        """The broker ended this stream alone; what was written may not have arrived. `how` is for people."""
+
+
+class ExtraStream(Protocol):
+    """A stream of the same connection beside the one that carries the session; only QUIC has them.
+
+    Nothing is told when the whole connection ends: that the session hears.
+    """
+
+    @property
+    def congested(self) -> bool:
+        """The backlog went over HIGH_WATER, and not below LOW_WATER since."""
+
+    @property
+    def backlog(self) -> int:
+        """Bytes written that the broker has not acknowledged."""
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes; does nothing after the end."""
+
+    def abort(self) -> None:
+        """Give the stream up at once; the receiver hears nothing more."""
+
+
 class Transport(Protocol):
     """One connection to one broker, used once.
 
@@ -55,6 +89,9 @@ class Transport(Protocol):
     @property
     def backlog(self) -> int:
         """Bytes written that the kernel (TCP) or the peer (QUIC) has not taken yet."""
+
+    def open_stream(self, receiver: StreamReceiver) -> ExtraStream | None:
+        """Open one more stream; None: there are none (TCP), or the broker allows no more."""
 
     def pause_reading(self) -> None:
         """Stop calling `data_received`, and let the peer feel it (receive window); idempotent."""

@@ -15,7 +15,7 @@ from ..status import TransportStatus
 from ..tls import CertificateVerifier, ClientIdentity, server_name
 from .addresses import Address, in_executor, no_answer, resolve, try_addresses
 from .aioquic_internals import CertificateCheck, ClientConnection
-from .base import TransportReceiver
+from .base import ExtraStream, StreamReceiver, TransportReceiver
 from .quic_driver import QuicDriver
 
 ALPN: Final = "mqtt"
@@ -187,6 +187,12 @@ class QuicTransport:
     def backlog(self) -> int:
         """Bytes written that the broker has not acknowledged."""
         return self._driver.backlog if self._driver is not None else 0
+
+    def open_stream(self, receiver: StreamReceiver) -> ExtraStream | None:
+        """Open one more bidirectional stream; None if the broker allows no more."""
+        if self._state is not _State.OPEN or self._driver is None:
+            return None
+        return self._driver.open_stream(receiver)
 
     def pause_reading(self) -> None:
         """Stop calling `data_received`; the broker may send 256 KiB more, which wait here."""

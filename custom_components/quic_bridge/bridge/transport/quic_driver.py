@@ -22,10 +22,11 @@ from ..config import QuicConfig
 from ..errors import BridgeError, ErrorCode
 from .addresses import Address
 from .aioquic_internals import STREAM_ID, ClientConnection
-from .base import HIGH_WATER, LOW_WATER
+from .base import HIGH_WATER, LOW_WATER, StreamReceiver
 from .quic_errors import closed_by_peer, closed_by_us, stream_ended
 from .quic_liveness import Liveness
 from .quic_socket import PeerSocket
+from .quic_streams import GIVEN_UP, QuicStream
 
 RECEIVE_BUDGET: Final = 8
 """Datagrams taken in one turn of the loop, which is Home Assistant's; the rest waits in the kernel for the next."""
@@ -106,6 +107,7 @@ class QuicDriver:
         self._unacknowledged = 0
         self._writing_paused = False
         self._drained: asyncio.Future[None] | None = None
+        self._streams: dict[int, QuicStream] = {}
         self._next_key_update = KEY_UPDATE_PACKETS
         self._warned_of_stream = False
 
@@ -137,8 +139,17 @@ class QuicDriver:
 
     @property
     def backlog(self) -> int:
-        """Bytes written and not acknowledged by the peer."""
+        """Bytes of the stream written and not acknowledged by the peer."""
         return self._outgoing_size + self._unacknowledged
+
+    def open_stream(self, receiver: StreamReceiver) -> QuicStream | None:
+        """Open one more stream; None if the peer allows no more."""
+        stream_id = self.connection.next_stream() if self._established and self._socket is not None else None
+        if stream_id is None:
+            return None
+        self.connection.send_stream_data(stream_id, b"")
+        self._streams[stream_id] = stream = QuicStream(self.connection, stream_id, receiver, self._schedule_flush)
+        return stream
 
     def write(self, data: bytes) -> None:
         """Queue bytes of the stream; all of one turn of the loop leave in one go."""
@@ -146,8 +157,7 @@ class QuicDriver:
             return
         self._outgoing.append(data)
         self._outgoing_size += len(data)
-        if self._flush_handle is None:
-            self._flush_handle = self._loop.call_soon(self._on_flush)
+        self._schedule_flush()
         if self._outgoing_size + self._unacknowledged > HIGH_WATER and not self._writing_paused:
             self._writing_paused = True
             if self._owner is not None:
@@ -155,7 +165,11 @@ class QuicDriver:
 
     def consume(self, size: int) -> None:
         """Give the peer credit for bytes of the stream that the application took."""
-        if self.connection.consume(size) and self._flush_handle is None and self._socket is not None:
+        if self.connection.consume(size):
+            self._schedule_flush()
+
+    def _schedule_flush(self) -> None:
+        if self._flush_handle is None and self._socket is not None:
             self._flush_handle = self._loop.call_soon(self._on_flush)
 
     # Ways in from the event loop
@@ -234,6 +248,8 @@ class QuicDriver:
             self._writing_paused = False
             if self._owner is not None:
                 self._owner.resume_writing()
+        for stream in list(self._streams.values()):
+            stream.relieve()
         if self._drained is not None and not self.backlog and not self._drained.done():
             self._drained.set_result(None)
 
@@ -248,6 +264,10 @@ class QuicDriver:
                     pieces.append(event.data)
                     if event.end_stream:
                         end = end or stream_ended("FIN")
+                elif (stream := self._streams.get(event.stream_id)) is not None:
+                    stream.received(event.data)
+                    if event.end_stream:
+                        self._stream_ended(event.stream_id, "FIN")
                 else:
                     self._foreign_stream(event.stream_id)
             elif type(event) is HandshakeCompleted:
@@ -255,9 +275,13 @@ class QuicDriver:
             elif type(event) is StreamReset:
                 if event.stream_id == STREAM_ID:
                     end = end or stream_ended("RESET_STREAM", event.error_code)
+                else:
+                    self._stream_ended(event.stream_id, f"RESET_STREAM, code {event.error_code}")
             elif type(event) is StopSendingReceived:
                 if event.stream_id == STREAM_ID:
                     end = end or stream_ended("STOP_SENDING", event.error_code)
+                else:
+                    self._stream_ended(event.stream_id, f"STOP_SENDING, code {event.error_code}")
             elif type(event) is ConnectionTerminated:
                 break  # known already by `close_event`
         if pieces and self._owner is not None:
@@ -276,6 +300,12 @@ class QuicDriver:
         self._liveness.established(connection.idle_timeout)
         if self._owner is not None:
             self._owner.handshake_completed()
+
+    def _stream_ended(self, stream_id: int, how: str) -> None:
+        """Forget a stream beside the first that the peer ended in either direction: of half of one there is no use."""
+        if (stream := self._streams.pop(stream_id, None)) is not None:
+            self.connection.give_up_stream(stream_id, GIVEN_UP)
+            stream.ended(how)
 
     def _foreign_stream(self, stream_id: int) -> None:
         """Drop what came on a stream that the broker opened; it is not part of MQTT over one stream."""
@@ -305,6 +335,8 @@ class QuicDriver:
             self.bytes_sent += self._outgoing_size
             self._outgoing.clear()
             self._outgoing_size = 0
+        for stream in self._streams.values():
+            stream.send()
         if connection.packets_sent >= self._next_key_update:
             self._next_key_update = connection.packets_sent + KEY_UPDATE_PACKETS
             connection.request_key_update()
@@ -336,8 +368,7 @@ class QuicDriver:
     def ping(self) -> None:
         """See LivenessOwner."""
         self.connection.send_ping(0)
-        if self._flush_handle is None:
-            self._flush_handle = self._loop.call_soon(self._on_flush)
+        self._schedule_flush()
 
     def is_preferred_path(self) -> bool:
         """See LivenessOwner."""
@@ -432,5 +463,6 @@ class QuicDriver:
         self._forget_old_socket()
         self._outgoing.clear()
         self._outgoing_size = self._unacknowledged = 0
+        self._streams.clear()
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)

@@ -12,7 +12,7 @@ from ..errors import BridgeError, ErrorCode
 from ..status import TransportStatus
 from ..tls import make_ssl_context, server_name, ssl_error
 from .addresses import Address, in_executor, no_answer, reach_error, resolve, try_addresses
-from .base import HIGH_WATER, LOW_WATER, TransportReceiver
+from .base import HIGH_WATER, LOW_WATER, StreamReceiver, TransportReceiver
 from .tls_stream import TlsStream
 
 READ_SIZE: Final = 16 * 1024
@@ -171,6 +171,9 @@ class TcpTransport(asyncio.BufferedProtocol):
         """Bytes written that the kernel has not taken."""
         buffered = self._transport.get_write_buffer_size() if self._transport is not None else 0
         return self._outgoing_size + buffered
+
+    def open_stream(self, _receiver: StreamReceiver) -> None:
+        """TCP has one stream."""
 
     def pause_reading(self) -> None:
         """Stop reading; the kernel's buffer fills, and TCP tells the broker."""
