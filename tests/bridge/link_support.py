@@ -48,17 +48,19 @@ ROUTES = (
 )
 
 
-class Scene:
-    """The bridge, its brokers and the front, which can fail."""
+class BridgeScene:
+    """The bridge and its brokers, whatever it is that carries QUIC to the remote one."""
 
-    def __init__(self, local: Mosquitto, remote: Mosquitto, front: Front, certs: Certificates, folder: Path) -> None:
+    def __init__(
+        self, local: Mosquitto, remote: Mosquitto, quic: tuple[str, int], certs: Certificates, folder: Path
+    ) -> None:
+        """Prepare; `quic` is where the remote broker is reached over QUIC."""
         self.local = local
         self.remote = remote
-        self.front = front
         self.local_config = BrokerConfig(host=local.host, port=local.port, client_id="bridge")
         self.remote_config = BrokerConfig(
-            host=front.host,
-            port=front.port,
+            host=quic[0],
+            port=quic[1],
             client_id="bridge",
             transport=TransportKind.QUIC,
             tls=TlsConfig(ca=certs.ca_pem),
@@ -165,32 +167,46 @@ class Scene:
         return Client(self.local.host, self.local.port), Client(self.remote.host, self.remote.port)
 
 
+class Scene(BridgeScene):
+    """... with our own front, which can fail in every way."""
+
+    def __init__(self, local: Mosquitto, remote: Mosquitto, front: Front, certs: Certificates, folder: Path) -> None:
+        super().__init__(local, remote, front.address, certs, folder)
+        self.front = front
+
+
 def now() -> datetime:
     """The time as the status has it."""
     return datetime.now(UTC)
 
 
 @asynccontextmanager
-async def make_scene(certs: Certificates, folder: Path) -> AsyncIterator[Scene]:
-    """Two brokers without a bound or a disk, the front and a bridge that is not started yet.
-
-    The brokers are killed at the end, which is five times as fast as stopping them.
-    """
+async def make_brokers(folder: Path) -> AsyncIterator[tuple[Mosquitto, Mosquitto]]:
+    """Two brokers without a bound or a disk. They are killed at the end, which is five times as fast as stopping."""
     options = MosquittoOptions(max_queued_messages=0)
     local = Mosquitto(folder / "local", options, name="local")
     remote = Mosquitto(folder / "remote", options, name="remote")
     try:
         await asyncio.gather(local.start(), remote.start())
-        async with Front(remote.address, certs.server.cert_file, certs.server.key_file) as front:
-            scene = Scene(local, remote, front, certs, folder)
-            try:
-                yield scene
-            finally:
-                await scene.bridge.stop()
+        yield local, remote
     finally:
         for broker in (local, remote):
             if broker.running:
                 await broker.kill()
+
+
+@asynccontextmanager
+async def make_scene(certs: Certificates, folder: Path) -> AsyncIterator[Scene]:
+    """Two brokers, the front and a bridge that is not started yet."""
+    async with (
+        make_brokers(folder) as (local, remote),
+        Front(remote.address, certs.server.cert_file, certs.server.key_file) as front,
+    ):
+        scene = Scene(local, remote, front, certs, folder)
+        try:
+            yield scene
+        finally:
+            await scene.bridge.stop()
 
 
 class Numbers:
@@ -200,7 +216,7 @@ class Numbers:
     AHEAD = 200
     """Messages that have not arrived yet, at which the publishers pause."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: BridgeScene) -> None:
         self.home, self.away = scene.clients()
         self.sent: Counter[str] = Counter()
         self._ending = False

@@ -58,6 +58,9 @@ async def tcp_answers(host: str, port: int) -> bool:
 class ManagedProcess:
     """A process of ours, its output appended to a file."""
 
+    takes_commands = False
+    """Whether it has a standard input, for `command`."""
+
     def __init__(self, name: str, log_file: Path) -> None:
         self.name = name
         self.log_file = log_file
@@ -92,8 +95,19 @@ class ManagedProcess:
             raise RuntimeError(f"{self.name} runs already")
         with self.log_file.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *command, cwd=cwd, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=asyncio.subprocess.STDOUT
+                *command,
+                cwd=cwd,
+                stdin=asyncio.subprocess.PIPE if self.takes_commands else asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=asyncio.subprocess.STDOUT,
             )
+
+    def command(self, line: str) -> None:
+        """Write a line to its standard input; raises RuntimeError when it does not run or takes no commands."""
+        stdin = self._alive().stdin
+        if stdin is None:
+            raise RuntimeError(f"{self.name} takes no commands")
+        stdin.write(f"{line}\n".encode())
 
     async def stop(self) -> None:
         """Ask it to end (SIGTERM), make it end after a while; does nothing when it does not run."""

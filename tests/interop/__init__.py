@@ -1,0 +1,1 @@
+"""The bridge against QUIC stacks that are not its own."""
