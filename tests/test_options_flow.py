@@ -7,6 +7,7 @@ import pytest
 from pytest_homeassistant_custom_component.common import MockConfigEntry
 
 from custom_components.quic_bridge.bridge.config import BridgeConfig
+from custom_components.quic_bridge.bridge.guard import GuardMode, LoopGuard
 from custom_components.quic_bridge.bridge.outbox_model import OutboxLimits
 from custom_components.quic_bridge.brokers import bridge_config
 
@@ -79,9 +80,23 @@ async def test_messages(hass: HomeAssistant) -> None:
     assert entry.options == {}
 
 
+async def test_how_far_messages_go(hass: HomeAssistant) -> None:
+    entry = stored_entry(hass)
+    assert seen(hass, entry).guard == LoopGuard()
+    result = await open_page(hass, entry, "messages")
+    assert (result["description_placeholders"] or {})["most_bridges"] == "4"
+    await fill(hass, result, {"loop_guard": "one_bridge", "outbox": {}})
+    assert seen(hass, entry).guard.mode is GuardMode.ONE_BRIDGE
+    await fill(hass, await open_page(hass, entry, "messages"), {"loop_guard": "count", "most_bridges": 7, "outbox": {}})
+    assert entry.options == {"messages": {"loop_guard": "count", "most_bridges": 7}}
+    assert seen(hass, entry).guard == LoopGuard(mode=GuardMode.COUNT, limit=7)
+
+
 @pytest.mark.parametrize(
     "typed",
     [
+        {"loop_guard": "none", "outbox": {}},
+        {"most_bridges": 0, "outbox": {}},
         {"max_payload": 0, "outbox": {}},
         {"max_payload": 256, "outbox": {}},
         {"outbox": {"outbox_messages": 0}},

@@ -380,7 +380,19 @@ def test_core_knows_nothing_of_home_assistant() -> None:
 
 
 def test_home_assistant_side_uses_the_core_by_its_face() -> None:
-    faces = {"bridge", "check", "config", "errors", "outbox", "outbox_model", "publisher", "routes", "status", "topics"}
+    faces = {
+        "bridge",
+        "check",
+        "config",
+        "errors",
+        "guard",
+        "outbox",
+        "outbox_model",
+        "publisher",
+        "routes",
+        "status",
+        "topics",
+    }
     for path, tree in trees():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.level == 1 and (node.module or "").startswith("bridge."):

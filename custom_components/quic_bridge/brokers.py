@@ -23,7 +23,7 @@ from .const import (
     DOMAIN,
     PAGE_MESSAGES,
 )
-from .options import outbox_limits, with_options
+from .options import loop_guard, outbox_limits, with_options
 from .route_data import stored_routes
 
 MQTT_DOMAIN: Final = "mqtt"
@@ -127,6 +127,7 @@ def outbox_path(hass: HomeAssistant, entry: ConfigEntry) -> Path:
 def bridge_config(hass: HomeAssistant, entry: ConfigEntry) -> BridgeConfig:
     """Return the bridge's configuration: the remote broker and the routes among the entry's subentries."""
     return BridgeConfig(
+        guard=loop_guard(entry.options.get(PAGE_MESSAGES, {})),
         outbox=OutboxConfig(path=outbox_path(hass, entry), limits=outbox_limits(entry.options.get(PAGE_MESSAGES, {}))),
         remote=with_options(remote_broker(entry.data[CONF_REMOTE]), entry.options),
         routes=stored_routes(entry),

@@ -13,6 +13,9 @@ PAGE_MESSAGES: Final = "messages"
 
 # Keys of the page `messages`, in the units of the form (see options.py).
 CONF_MAX_PAYLOAD: Final = "max_payload"
+CONF_LOOP_GUARD: Final = "loop_guard"
+"""How far a message may come over bridges (a GuardMode)."""
+CONF_MOST_BRIDGES: Final = "most_bridges"
 CONF_OUTBOX_MESSAGES: Final = "outbox_messages"
 CONF_OUTBOX_SIZE: Final = "outbox_size"
 CONF_OUTBOX_DAYS: Final = "outbox_days"

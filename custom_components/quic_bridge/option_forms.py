@@ -5,11 +5,21 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from homeassistant.data_entry_flow import section
-from homeassistant.helpers.selector import NumberSelector, NumberSelectorConfig, NumberSelectorMode
+from homeassistant.helpers.selector import (
+    NumberSelector,
+    NumberSelectorConfig,
+    NumberSelectorMode,
+    SelectSelector,
+    SelectSelectorConfig,
+    SelectSelectorMode,
+)
 import probatio
 
+from .bridge.guard import GuardMode
 from .const import (
+    CONF_LOOP_GUARD,
     CONF_MAX_PAYLOAD,
+    CONF_MOST_BRIDGES,
     CONF_OUTBOX_DAYS,
     CONF_OUTBOX_MESSAGES,
     CONF_OUTBOX_SIZE,
@@ -92,6 +102,14 @@ PAGES: Final = {
         schema=probatio.Schema(
             {
                 **number_fields(MESSAGE_OPTIONS, CONF_MAX_PAYLOAD),
+                probatio.Optional(CONF_LOOP_GUARD): SelectSelector(
+                    SelectSelectorConfig(
+                        options=[mode.value for mode in GuardMode],
+                        translation_key="loop_guard",
+                        mode=SelectSelectorMode.DROPDOWN,
+                    )
+                ),
+                **number_fields(MESSAGE_OPTIONS, CONF_MOST_BRIDGES),
                 probatio.Required(SECTION_OUTBOX): section(
                     probatio.Schema(
                         number_fields(MESSAGE_OPTIONS, CONF_OUTBOX_MESSAGES, CONF_OUTBOX_SIZE, CONF_OUTBOX_DAYS)

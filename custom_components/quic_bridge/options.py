@@ -9,12 +9,22 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from .bridge.config import BrokerConfig
+from .bridge.guard import GuardMode, LoopGuard
 from .bridge.outbox_model import OutboxLimits
-from .const import CONF_MAX_PAYLOAD, CONF_OUTBOX_DAYS, CONF_OUTBOX_MESSAGES, CONF_OUTBOX_SIZE, PAGE_MESSAGES
+from .const import (
+    CONF_LOOP_GUARD,
+    CONF_MAX_PAYLOAD,
+    CONF_MOST_BRIDGES,
+    CONF_OUTBOX_DAYS,
+    CONF_OUTBOX_MESSAGES,
+    CONF_OUTBOX_SIZE,
+    PAGE_MESSAGES,
+)
 
 _MIB: Final = 1024 * 1024
 _DAY: Final = 24 * 3600
 _BROKER: Final = BrokerConfig(host="", port=0, client_id="")
+_GUARD: Final = LoopGuard()
 _OUTBOX: Final = OutboxLimits()
 
 
@@ -32,6 +42,7 @@ class NumberOption:
 MESSAGE_OPTIONS: Final = {
     # MQTT's own limit of a packet is 256 MiB.
     CONF_MAX_PAYLOAD: NumberOption(default=_BROKER.max_payload / _MIB, minimum=0.1, maximum=255, step=0.1, unit="MiB"),
+    CONF_MOST_BRIDGES: NumberOption(default=_GUARD.limit, minimum=1, maximum=32, unit="bridges"),
     CONF_OUTBOX_MESSAGES: NumberOption(default=_OUTBOX.messages, minimum=100, maximum=1_000_000, unit="messages"),
     CONF_OUTBOX_SIZE: NumberOption(default=_OUTBOX.bytes / _MIB, minimum=1, maximum=10_240, unit="MiB"),
     CONF_OUTBOX_DAYS: NumberOption(default=_OUTBOX.age / _DAY, minimum=1, maximum=365, unit="days"),
@@ -49,6 +60,14 @@ def outbox_limits(values: Mapping[str, Any]) -> OutboxLimits:
         messages=int(number(values, CONF_OUTBOX_MESSAGES, MESSAGE_OPTIONS)),
         bytes=int(number(values, CONF_OUTBOX_SIZE, MESSAGE_OPTIONS) * _MIB),
         age=number(values, CONF_OUTBOX_DAYS, MESSAGE_OPTIONS) * _DAY,
+    )
+
+
+def loop_guard(values: Mapping[str, Any]) -> LoopGuard:
+    """Return the guard against loops for the values of the page `messages`."""
+    return LoopGuard(
+        mode=GuardMode(values.get(CONF_LOOP_GUARD, _GUARD.mode)),
+        limit=int(number(values, CONF_MOST_BRIDGES, MESSAGE_OPTIONS)),
     )
 
 

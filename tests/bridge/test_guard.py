@@ -63,12 +63,12 @@ def test_taking_out_the_path() -> None:
 def test_splicing_into_a_packet(qos: int, size: int) -> None:
     """The remaining length grows by the property's, over each of its own borders."""
     first = 0x30 | qos << 1
-    mark = PathMarker(UP_AND_DOWN, Direction.TO_REMOTE).first
+    marker = PathMarker(UP_AND_DOWN, Direction.TO_REMOTE)
     packet = codec.encode_publish(first, b"a/b", 7, b"", b"x" * size)
     header = codec.header_length(packet)
     position = header + 2 + 3 + (2 if qos else 0)
-    wanted = codec.encode_publish(first | 1, b"a/b", 7, mark, b"x" * size)
-    assert codec.with_properties(first | 1, header, position, packet, mark) == wanted
+    wanted = codec.encode_publish(first | 1, b"a/b", 7, marker.first, b"x" * size)
+    assert codec.with_properties(first | 1, header, position, packet, marker.first_block) == wanted
 
 
 class Scene:

@@ -60,6 +60,8 @@ class PathMarker:
         self._step = _STEPS[direction]
         self.first = self._property(self._step)
         """The property for messages that have passed no bridge yet, which all guards allow."""
+        self.first_block = bytes((len(self.first),)) + self.first
+        """The same with its length, for a message that has no other properties."""
 
     def take_out(self, properties: bytes) -> tuple[bytes, bytes]:
         """Split a block of sound properties into all others, in their order, and the path.

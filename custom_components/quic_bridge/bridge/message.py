@@ -207,7 +207,7 @@ def encode(target: MqttSession, message: Message, router: Router, marker: PathMa
         position = header + 2 + (packet[header] << 8 | packet[header + 1]) + (2 if qos else 0)
         # A row of the Outbox may have another packet identifier than its packet.
         if packet[position : position + 1] == b"\0" and message.row is None:
-            return codec.with_properties(wanted, header, position, packet, marker.first)
+            return codec.with_properties(wanted, header, position, packet, marker.first_block)
     topic, _, properties, payload = codec.split_publish(message.first, header, packet, v5=v5)
     forwarded, path = codec.forwardable_properties(properties, router.response_topic), b""
     if forwarded:
