@@ -79,6 +79,7 @@ def route_data(direction: str, topic_filter: str, **data: object) -> dict[str, A
         "retained": "once",
         "qos_0": "drop",
         "max_age": None,
+        "own_stream": False,
         "enabled": True,
         **data,
     }

@@ -56,6 +56,8 @@ def fields(form: dict[str, Any]) -> list[str]:
                 "outage",
                 "outage.qos_0",
                 "outage.max_age",
+                "transport",
+                "transport.own_stream",
             ],
         ),
     ],
@@ -90,6 +92,7 @@ async def test_change_a_route(hass: HomeAssistant, hass_client: ClientSessionGen
         "selection": {"max_qos": "1"},
         "retained_messages": {"retain": "never", "retained": "never"},
         "outage": {"qos_0": "queue", "max_age": {"hours": 0, "minutes": 5, "seconds": 0}},
+        "transport": {"own_stream": True},
     }
     menu = await post(client, f"{SUBENTRIES}/{form['flow_id']}", **typed)
     assert menu["description_placeholders"]["preview"] == "- `up/lamp` ↔ `over/lamp`"

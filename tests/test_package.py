@@ -245,7 +245,15 @@ def test_texts_of_values() -> None:
     # An empty filter in a list is passed over.
     assert below("config.error.") == codes | form_errors | filters
     targets = {"target_invalid", "target_wildcard", "target_capture", "target_one_way"}
-    others = {"exclude_invalid", "exclude_all", "route_exists", "site_invalid", "site_empty", "prefix_invalid"}
+    others = {
+        "exclude_invalid",
+        "exclude_all",
+        "own_stream_to_local",
+        "route_exists",
+        "site_invalid",
+        "site_empty",
+        "prefix_invalid",
+    }
     assert below("config_subentries.route.error.") == filters | targets | others
     assert below("entity.sensor.status.state.") == {state.value for state in BridgeState}
     for side in ("local", "remote"):

@@ -34,6 +34,7 @@ def route_input(direction: str, topic_filter: str, target: str | None = None, **
         "selection": {"max_qos": "2", **sections.get("selection", {})},
         "retained_messages": {"retain": "as_published", "retained": "once", **sections.get("retained_messages", {})},
         "outage": {"qos_0": "drop", **sections.get("outage", {})},
+        "transport": {"own_stream": False, **sections.get("transport", {})},
     }
 
 
@@ -180,6 +181,7 @@ async def test_previews(hass: HomeAssistant, entry: MockConfigEntry, user_input:
         (route_input("both", "a/+/b/#", "c/{1}"), {"target": "target_one_way"}),
         (route_input("to_remote", "a/#", selection={"exclude": ["a/b", "a/#/c"]}), {"selection": "exclude_invalid"}),
         (route_input("to_remote", "a/+/b", selection={"exclude": ["a/b", "a/+/+"]}), {"selection": "exclude_all"}),
+        (route_input("to_local", "a/#", transport={"own_stream": True}), {"transport": "own_stream_to_local"}),
     ],
 )
 async def test_routes_that_cannot_be(
@@ -518,3 +520,12 @@ async def test_routes_at_work(
         await away.wait_for(1)
         assert [(message.topic, message.payload) for message in away.messages] == [("last", b"over")]
     assert len(quic_front.stats.connects) == 1
+
+
+async def test_a_route_with_a_stream_of_its_own(hass: HomeAssistant, entry: MockConfigEntry) -> None:
+    user_input = route_input("both", "camera/#", transport={"own_stream": True})
+    result = await choose(hass, await fill(hass, await begin(hass, entry), user_input), "save")
+    assert result["type"] is FlowResultType.CREATE_ENTRY
+    assert stored(entry) == [("↔ camera/#", route_data("both", "camera/#", own_stream=True))]
+    route = next(route for route in entry.subentries.values() if route.title == "↔ camera/#")
+    assert suggested(await change(hass, entry, route), "transport", "own_stream") is True

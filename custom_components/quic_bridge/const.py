@@ -54,9 +54,11 @@ CONF_RETAINED: Final = "retained"
 CONF_QOS_0: Final = "qos_0"
 CONF_MAX_AGE: Final = "max_age"
 """Seconds; None: no limit."""
+CONF_OWN_STREAM: Final = "own_stream"
 SECTION_SELECTION: Final = "selection"
 SECTION_RETAINED: Final = "retained_messages"
 SECTION_OUTAGE: Final = "outage"
+SECTION_TRANSPORT: Final = "transport"
 
 # Fields of the presets for routes (and Home Assistant's prefix).
 CONF_SITE: Final = "site"

@@ -13,6 +13,7 @@ from .const import (
     CONF_DIRECTION,
     CONF_MAX_AGE,
     CONF_MAX_QOS,
+    CONF_OWN_STREAM,
     CONF_QOS_0,
     CONF_RETAIN,
     CONF_RETAINED,
@@ -32,6 +33,7 @@ _KINDS: Final[dict[str, Callable[[Any], object]]] = {
     CONF_RETAINED: RetainedAtConnect,
     CONF_QOS_0: Qos0Policy,
     CONF_MAX_AGE: lambda age: age,
+    CONF_OWN_STREAM: bool,
 }
 """What the values of a subentry's data become; the keys are the names of the route's attributes."""
 
@@ -57,6 +59,7 @@ def route_to_data(route: Route, *, enabled: bool = True) -> dict[str, Any]:
         CONF_RETAINED: route.retained.value,
         CONF_QOS_0: route.qos_0.value,
         CONF_MAX_AGE: route.max_age,
+        CONF_OWN_STREAM: route.own_stream,
         CONF_ENABLED: enabled,
     }
 

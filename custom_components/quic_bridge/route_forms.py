@@ -27,6 +27,7 @@ from .const import (
     CONF_DIRECTION,
     CONF_MAX_AGE,
     CONF_MAX_QOS,
+    CONF_OWN_STREAM,
     CONF_QOS_0,
     CONF_RETAIN,
     CONF_RETAINED,
@@ -35,6 +36,7 @@ from .const import (
     SECTION_OUTAGE,
     SECTION_RETAINED,
     SECTION_SELECTION,
+    SECTION_TRANSPORT,
 )
 from .flow_forms import FormError
 
@@ -84,6 +86,9 @@ ROUTE_SCHEMA: Final = probatio.Schema(
                 probatio.Optional(CONF_MAX_AGE): DurationSelector(DurationSelectorConfig(enable_day=True)),
             }
         ),
+        probatio.Required(SECTION_TRANSPORT): _section(
+            {probatio.Required(CONF_OWN_STREAM, default=False): BooleanSelector()}
+        ),
     }
 )
 STORED_ROUTE_SCHEMA: Final = probatio.Schema(
@@ -97,6 +102,7 @@ _ERROR_FIELDS: Final = {
     "target_wildcard": CONF_TARGET,
     "target_capture": CONF_TARGET,
     "target_one_way": CONF_TARGET,
+    "own_stream_to_local": SECTION_TRANSPORT,
 }
 """Where an error is shown; all others are about the topic filter."""
 
@@ -116,6 +122,7 @@ def route_from_form(route_id: str, user_input: Mapping[str, Any]) -> Route:
         retained=RetainedAtConnect(retained[CONF_RETAINED]),
         qos_0=Qos0Policy(outage[CONF_QOS_0]),
         max_age=age or None,
+        own_stream=user_input[SECTION_TRANSPORT][CONF_OWN_STREAM],
     )
     if (problem := _problem(route)) is not None:
         raise FormError(_ERROR_FIELDS.get(problem, CONF_TOPIC_FILTER), problem, _error_placeholders(route))
@@ -157,6 +164,7 @@ def route_to_form(route: Route, *, enabled: bool) -> dict[str, Any]:
         SECTION_SELECTION: {CONF_EXCLUDE: list(route.exclude), CONF_MAX_QOS: str(route.max_qos)},
         SECTION_RETAINED: {CONF_RETAIN: route.retain.value, CONF_RETAINED: route.retained.value},
         SECTION_OUTAGE: outage,
+        SECTION_TRANSPORT: {CONF_OWN_STREAM: route.own_stream},
     }
 
 

@@ -555,6 +555,74 @@ def test_what_the_peer_has_not_acknowledged(pair: Pair) -> None:
     assert len(pair.server_data()) == 50_000
 
 
+# More streams of ours
+
+
+def test_no_more_streams_than_the_peer_allows(certs: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    def two_streams(parameters: QuicTransportParameters) -> None:
+        parameters.initial_max_streams_bidi = 2
+
+    change(monkeypatch, two_streams)
+    pair = Pair(certs)
+    pair.server_class = ServerConnection
+    pair.settle()
+    for expected in (STREAM_ID, STREAM_ID + 4):
+        assert pair.client.next_stream() == expected
+        pair.client.send_stream_data(expected, b"x")
+    assert pair.client.next_stream() is None
+    pair.settle()
+    assert pair.client.close_event is None
+
+
+def test_a_stream_that_is_credited_brings_more_than_a_window(pair: Pair) -> None:
+    pair.client.send_stream_data(STREAM_ID, b"x")
+    pair.client.send_stream_data(STREAM_ID + 4, b"x")
+    pair.settle()
+    pair.peer.send_stream_data(STREAM_ID + 4, bytes(3 * WINDOW))
+    received = 0
+    for _ in range(40):
+        pair.settle(1)
+        for event in pair.client_events:
+            if isinstance(event, events.StreamDataReceived):
+                received += len(event.data)
+                pair.client.credit_stream(event.stream_id)
+        pair.client_events.clear()
+    assert received == 3 * WINDOW
+    pair.client.credit_stream(STREAM_ID + 8)
+
+
+def test_what_the_peer_has_not_acknowledged_on_another_stream(pair: Pair) -> None:
+    pair.client.send_stream_data(STREAM_ID, b"12345")
+    pair.client.send_stream_data(STREAM_ID + 4, b"123")
+    assert (pair.client.unacknowledged, pair.client.unacknowledged_on(STREAM_ID + 4)) == (5, 3)
+    assert pair.client.unacknowledged_on(STREAM_ID + 8) == 0
+    pair.settle()
+    assert pair.client.unacknowledged_on(STREAM_ID + 4) == 0
+
+
+@pytest.mark.parametrize("first", ["us", "the peer"])
+def test_a_stream_that_is_given_up(pair: Pair, first: str) -> None:
+    stream_id = STREAM_ID + 4
+    pair.client.send_stream_data(STREAM_ID, b"x")
+    pair.client.send_stream_data(stream_id, bytes(5000))
+    pair.settle()
+    if first == "the peer":
+        pair.peer.reset_stream(stream_id, 1)
+        pair.peer.stop_stream(stream_id, 1)
+        pair.settle(1)
+    pair.client.give_up_stream(stream_id, 7)
+    pair.client.give_up_stream(stream_id, 7)
+    pair.client.give_up_stream(stream_id + 4, 7)
+    pair.settle()
+    resets = [event for event in pair.server_events if isinstance(event, events.StreamReset)]
+    assert [event.stream_id for event in resets] == [stream_id]
+    pair.client.give_up_stream(stream_id, 7)
+    pair.client.send_stream_data(STREAM_ID, b"y")
+    pair.settle()
+    assert pair.server_data() == b"xy"
+    assert pair.client.close_event is None
+
+
 # Acknowledgements
 
 

@@ -89,6 +89,8 @@ class Route:
             return problem
         if self.direction is Direction.BOTH and there.reversed() is None:
             return "target_one_way"
+        if self.own_stream and self.direction is Direction.TO_LOCAL:
+            return "own_stream_to_local"
         return None
 
 
