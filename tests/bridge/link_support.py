@@ -15,6 +15,7 @@ from custom_components.quic_bridge.bridge.config import (
     BackoffConfig,
     BridgeConfig,
     BrokerConfig,
+    FailoverConfig,
     OutboxConfig,
     QuicConfig,
     TlsConfig,
@@ -30,7 +31,7 @@ from custom_components.quic_bridge.bridge.status import (
     OutboxStatus,
 )
 
-from ..support.certs import Certificates
+from ..support.certs import Certificate, Certificates
 from ..support.client import Client
 from ..support.mosquitto import Mosquitto, MosquittoOptions
 from ..support.processes import wait_until
@@ -68,6 +69,7 @@ class BridgeScene:
         )
         self.routes: tuple[Route, ...] = ROUTES
         self.backoff = BackoffConfig(base=0.05, cap=0.2, refused_base=0.4, refused_cap=0.8)
+        self.failover = FailoverConfig()
         self.outbox: OutboxConfig | None = None
         self.outbox_path = folder / "outbox.db"
         self.settings: Callable[[], BrokerConfig] = lambda: self.local_config
@@ -85,7 +87,11 @@ class BridgeScene:
         """The bridge, made when it is needed first: settings may be changed until then."""
         if self._bridge is None:
             config = BridgeConfig(
-                remote=self.remote_config, routes=self.routes, backoff=self.backoff, outbox=self.outbox
+                remote=self.remote_config,
+                routes=self.routes,
+                backoff=self.backoff,
+                failover=self.failover,
+                outbox=self.outbox,
             )
             self._bridge = Bridge(config, lambda: self.settings(), self._on_status)  # noqa: PLW0108 - may be changed
         return self._bridge
@@ -181,11 +187,14 @@ def now() -> datetime:
 
 
 @asynccontextmanager
-async def make_brokers(folder: Path) -> AsyncIterator[tuple[Mosquitto, Mosquitto]]:
-    """Two brokers without a bound or a disk. They are killed at the end, which is five times as fast as stopping."""
+async def make_brokers(folder: Path, tls: Certificate | None = None) -> AsyncIterator[tuple[Mosquitto, Mosquitto]]:
+    """Two brokers without a bound or a disk. They are killed at the end, which is five times as fast as stopping.
+
+    With a certificate the remote one listens on TLS, too.
+    """
     options = MosquittoOptions(max_queued_messages=0)
     local = Mosquitto(folder / "local", options, name="local")
-    remote = Mosquitto(folder / "remote", options, name="remote")
+    remote = Mosquitto(folder / "remote", replace(options, tls=tls), name="remote")
     try:
         await asyncio.gather(local.start(), remote.start())
         yield local, remote
@@ -199,7 +208,7 @@ async def make_brokers(folder: Path) -> AsyncIterator[tuple[Mosquitto, Mosquitto
 async def make_scene(certs: Certificates, folder: Path) -> AsyncIterator[Scene]:
     """Two brokers, the front and a bridge that is not started yet."""
     async with (
-        make_brokers(folder) as (local, remote),
+        make_brokers(folder, certs.server) as (local, remote),
         Front(remote.address, certs.server.cert_file, certs.server.key_file) as front,
     ):
         scene = Scene(local, remote, front, certs, folder)

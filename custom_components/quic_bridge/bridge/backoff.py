@@ -28,9 +28,12 @@ class Backoff:
         self._waited = 0.0
         self._slow = False
 
-    def next(self, error: ErrorCode, connected_for: float) -> float:
-        """Seconds to wait after `error`, which ended a session of `connected_for` seconds (0: never connected)."""
-        slow = error in SLOW_ERRORS
+    def next(self, error: ErrorCode, connected_for: float, *, elsewhere: bool = False) -> float:
+        """Seconds to wait after `error`, which ended a session of `connected_for` seconds (0: never connected).
+
+        `elsewhere`: the next attempt is made at another endpoint, which has not refused anything yet.
+        """
+        slow = error in SLOW_ERRORS and not elsewhere
         config = self._config
         base, cap = (config.refused_base, config.refused_cap) if slow else (config.base, config.cap)
         if slow != self._slow or connected_for >= config.stable or not self._last:

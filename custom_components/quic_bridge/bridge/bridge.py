@@ -8,7 +8,7 @@ from functools import partial
 import logging
 from typing import Final
 
-from .config import BridgeConfig, BrokerConfig
+from .config import BridgeConfig, BrokerConfig, FailoverConfig
 from .forwarder import Forwarder
 from .link import Link
 from .outbound import OutboundForwarder
@@ -72,6 +72,7 @@ class Bridge:
             Side.LOCAL,
             local,
             config.backoff,
+            FailoverConfig(),
             publishes=outbound,
             acks=inbound,
             subscriptions=lambda: subscriptions(self._routes, Direction.TO_REMOTE),
@@ -81,6 +82,7 @@ class Bridge:
             Side.REMOTE,
             lambda: config.remote,
             config.backoff,
+            config.failover,
             publishes=inbound,
             acks=self._publisher,
             subscriptions=lambda: subscriptions(self._routes, Direction.TO_LOCAL),

@@ -1,4 +1,4 @@
-"""Single visits to a broker: to see whether it lets us in, and to have it forget us."""
+"""Single visits to a broker: to see whether it can be reached, or lets us in, and to have it forget us."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -10,6 +10,7 @@ from .errors import BridgeError, ErrorCode
 from .paho_client import MQTT_3_1_1, MQTT_5
 from .session import AckReceiver, MqttSession, PublishReceiver
 from .transport import make_transport
+from .transport.base import TransportReceiver
 
 
 class _Nobody(PublishReceiver, AckReceiver):
@@ -60,6 +61,26 @@ class _Nobody(PublishReceiver, AckReceiver):
         return ()
 
 
+class _Deaf(TransportReceiver):
+    """Takes bytes that nobody asked for."""
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        pass
+
+    @override
+    def pause_writing(self) -> None:
+        pass
+
+    @override
+    def resume_writing(self) -> None:
+        pass
+
+    @override
+    def connection_lost(self, error: BridgeError) -> None:
+        pass
+
+
 async def check_broker(config: BrokerConfig) -> None:
     """Connect, log in and log out again.
 
@@ -75,6 +96,16 @@ async def forget_session(config: BrokerConfig) -> None:
     Only for a bridge that does not run, as it would be thrown out. Raises BridgeError.
     """
     await _visit(config)
+
+
+async def reach_broker(config: BrokerConfig) -> None:
+    """Complete the handshake of the transport and close it again, without a word of MQTT.
+
+    So the session of a bridge that runs with the same client identifier is left alone. Raises BridgeError.
+    """
+    transport = make_transport(config)
+    await transport.connect(_Deaf())
+    await transport.close()
 
 
 async def _visit(config: BrokerConfig) -> None:

@@ -12,6 +12,8 @@ from .routes import Route
 DEFAULT_TCP_PORT: Final = 1883
 DEFAULT_QUIC_PORT: Final = 14567
 """EMQX's default for MQTT over QUIC."""
+DEFAULT_TLS_PORT: Final = 8883
+"""IANA's for MQTT over TLS (secure-mqtt)."""
 
 _MAX_HEAD: Final = 64 * 1024
 """Bytes for a packet's topic and properties."""
@@ -108,6 +110,40 @@ class BackoffConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Another address at which the same broker (or cluster) is reached."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverConfig:
+    """Endpoints of the remote broker besides its own, and when they are used. Times in seconds.
+
+    Credentials, TLS settings, client identifier and limits are the same for all, so it is one session.
+    """
+
+    further: tuple[Endpoint, ...] = ()
+    """Over QUIC, tried in this order when the endpoint before does not answer."""
+    fallback: Endpoint | None = None
+    """MQTT over TLS/TCP, for networks that do not let UDP through. None: QUIC alone."""
+    patience: float = 20.0
+    """QUIC must have failed for so long ..."""
+    attempts: int = 2
+    """... and so many times (each address at least once) before the fallback is tried."""
+    stable: float = 60.0
+    """A session that lasted this long was no failure: what ends it is the first of a new row."""
+    probe_interval: float = 30.0
+    """Between two looks at the preferred endpoints while another one is in use; grows to a tenth of the time there."""
+    probe_interval_cap: float = 300.0
+    hold_down: float = 60.0
+    """A better endpoint must answer all probes for so long before the link moves to it. Doubled each time it is lost
+    again soon after."""
+    hold_down_cap: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxConfig:
     """Where and how much to keep on disk while the remote is away."""
 
@@ -124,6 +160,7 @@ class BridgeConfig:
     remote: BrokerConfig
     routes: tuple[Route, ...]
     backoff: BackoffConfig = BackoffConfig()
+    failover: FailoverConfig = FailoverConfig()
     guard: LoopGuard = field(default_factory=LoopGuard)
     outbox: OutboxConfig | None = None
     """None: what waits for the remote waits in the local broker's session, which keeps only so much."""

@@ -7,7 +7,8 @@ import logging
 from typing import Final
 
 from .backoff import Backoff
-from .config import BackoffConfig, BrokerConfig, TransportKind
+from .config import BackoffConfig, BrokerConfig, FailoverConfig, TransportKind
+from .endpoints import Endpoints
 from .errors import REFUSED_ERRORS, BridgeError, ErrorCode
 from .paho_client import MQTT_3_1_1, MQTT_5
 from .reasons import reason_text
@@ -28,6 +29,7 @@ class Link:
     """Keeps one broker connected until it is stopped.
 
     `settings` is asked before each attempt, so that changed credentials count at once; it may raise BridgeError.
+    `failover` has the broker's other endpoints, if there are any: the session is the same at all of them.
     `changed` is called whenever `status` has a new state.
     """
 
@@ -36,6 +38,7 @@ class Link:
         side: Side,
         settings: Callable[[], BrokerConfig],
         backoff: BackoffConfig,
+        failover: FailoverConfig,
         *,
         publishes: PublishReceiver,
         acks: AckReceiver,
@@ -44,7 +47,7 @@ class Link:
     ) -> None:
         """Prepare a link; `start` sets it going."""
         self.side = side
-        self._settings = settings
+        self._endpoints = Endpoints(failover, settings)
         self._backoff = Backoff(backoff)
         self._publishes = publishes
         self._acks = acks
@@ -71,6 +74,9 @@ class Link:
         self._began: float | None = None
         self._sessions = 0
         self._attempts = 0
+        self._asked = False
+        self._known: dict[str, ErrorCode] = {}
+        """The last error at each endpoint since the last session, which need not be told again."""
         self._session_present: bool | None = None
         self._failed_filters: dict[str, str] = {}
         self._details = TransportStatus()
@@ -93,6 +99,7 @@ class Link:
             protocol="5" if self._protocol == MQTT_5 else "3.1.1",
             failed_filters=self._failed_filters,
             details=self._details,
+            endpoint=self._endpoints.status,
         )
 
     @property
@@ -125,8 +132,9 @@ class Link:
         self._set_state(LinkState.STOPPED)
 
     def reconnect(self, why: str = "a reconnect was asked for") -> None:
-        """End the present session, or the present wait, and connect anew at once."""
+        """End the present session, or the present wait, and connect anew at once, to the preferred endpoint first."""
         self._backoff.reset()
+        self._endpoints.restart()
         self._wake.set()
         if self._session is not None:
             self._session.fail(BridgeError(ErrorCode.RECONNECT_REQUESTED, why))
@@ -142,7 +150,7 @@ class Link:
             except Exception as failure:
                 _LOGGER.exception("Unexpected error in the %s connection", self.side)
                 error = BridgeError(ErrorCode.INTERNAL, f"internal error: {failure!r}")
-            if not self._falls_back(error):
+            if not self._tries_other_version(error):
                 await self._pause(error)
 
     async def _connect(self) -> BridgeError:
@@ -150,8 +158,9 @@ class Link:
         self._next_attempt = None
         self._attempts += 1
         self._wake.clear()
+        self._asked = False
         self._set_state(LinkState.CONNECTING)
-        config = self._settings()
+        config = self._endpoints.dial()
         transport = make_transport(config)
         self._transport = transport.kind
         self._protocol = self._choose_protocol()
@@ -164,6 +173,7 @@ class Link:
             self._sessions += 1
             self._session_present = session.session_present
             self._attempts = self._unanswered = 0
+            self._known.clear()
             self._speaks_5 = session.v5
             _LOGGER.info(
                 "Connected to the %s broker %s:%d by %s, MQTT %s, session %s",
@@ -174,10 +184,11 @@ class Link:
                 "5" if session.v5 else "3.1.1",
                 "resumed" if session.session_present else "new",
             )
+            self._endpoints.connected(config)
             await self._subscribe(session)
             self._trouble = None
             self._set_state(LinkState.CONNECTED)
-            return await session.wait_lost()
+            return await self._hold(session)
         except BridgeError as error:
             session.fail(error)
             if self._began is None and session.asked and error.code is ErrorCode.CLOSED_BY_BROKER:
@@ -188,9 +199,28 @@ class Link:
             raise
         finally:
             self._details = transport.status
+            self._asked = session.asked
             self._session = None
             self._connected_at = None
             transport.abort()
+
+    async def _hold(self, session: MqttSession) -> BridgeError:
+        """Wait for the session's end; or end it in good order when a better endpoint has been good for a while."""
+        if self._endpoints.preferred:
+            return await session.wait_lost()
+        lost = asyncio.create_task(session.wait_lost(), name=f"quic_bridge {self.side} session")
+        better = asyncio.create_task(self._endpoints.better(self._tell), name=f"quic_bridge {self.side} probes")
+        try:
+            await asyncio.wait((lost, better), return_when=asyncio.FIRST_COMPLETED)
+            if lost.done():
+                return lost.result()
+            address = better.result()
+            await self._say_goodbye(session)
+            return BridgeError(ErrorCode.RECONNECT_REQUESTED, f"moving to {address}, which is good again")
+        finally:
+            lost.cancel()
+            better.cancel()
+            await asyncio.wait((lost, better))
 
     @staticmethod
     async def _say_goodbye(session: MqttSession) -> None:
@@ -255,7 +285,7 @@ class Link:
         guess = not self._speaks_5 and self._unanswered % _GUESS_EVERY == _GUESS_EVERY - 1
         return MQTT_3_1_1 if self._told_3_1_1 or guess else MQTT_5
 
-    def _falls_back(self, error: BridgeError) -> bool:
+    def _tries_other_version(self, error: BridgeError) -> bool:
         """Note what the broker says of the version; True: try the other one at once."""
         if error.code is not ErrorCode.PROTOCOL_VERSION:
             return False
@@ -267,24 +297,30 @@ class Link:
         connected_for = 0.0
         if self._began is not None:
             connected_for = max(0.001, asyncio.get_running_loop().time() - self._began)
-        delay = self._backoff.next(error.code, connected_for)
-        if error.code is ErrorCode.RECONNECT_REQUESTED:
+        now = _now()
+        problem = LinkError(code=error.code, text=error.text, at=now, reason_code=error.reason_code)
+        elsewhere = self._endpoints.ended(problem, connected_for=connected_for, asked=self._asked)
+        delay = self._backoff.next(error.code, connected_for, elsewhere=elsewhere)
+        asked_for = error.code is ErrorCode.RECONNECT_REQUESTED
+        if asked_for:
             delay = 0.0
         refused = error.code in REFUSED_ERRORS
-        known = self._error is not None and self._error.code is error.code and self._attempts > 1
+        known = False
+        if not connected_for:
+            known = self._known.get(self._endpoints.address) is error.code
+            self._known[self._endpoints.address] = error.code
         _LOGGER.log(
             logging.DEBUG if known else logging.INFO,
             "The %s connection %s: %s. Next attempt in %.1f s",
             self.side,
-            "was lost" if connected_for else "failed",
+            ("ended" if asked_for else "was lost") if connected_for else "failed",
             error.text,
             delay,
         )
-        now = _now()
-        self._error = LinkError(code=error.code, text=error.text, at=now, reason_code=error.reason_code)
+        self._error = problem
         self._next_attempt = now + timedelta(seconds=delay)
         state = LinkState.REFUSED if refused else LinkState.WAITING
-        self._trouble = state if error.code is not ErrorCode.RECONNECT_REQUESTED else None
+        self._trouble = None if asked_for else state
         self._set_state(state)
         if delay:
             try:

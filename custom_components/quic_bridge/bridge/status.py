@@ -106,6 +106,28 @@ class TransportStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointStatus:
+    """Which of a broker's endpoints a link uses or tries, where there are several."""
+
+    address: str
+    """Host and port as configured; `details.address` is what the host was resolved to."""
+    preferred: bool = True
+    """Whether it is the broker's own address over QUIC."""
+    since: datetime | None = None
+    """When the first session there began, without one elsewhere since then."""
+    diverted: LinkError | None = None
+    """Why the preferred one is not in use."""
+    hold_down: float = 0.0
+    """Seconds that a better endpoint must be good before the link moves to it."""
+    probes: int = 0
+    """Probes of better endpoints since `since`."""
+    probes_good: int = 0
+    """How many of the last ones in a row succeeded."""
+    probe_error: LinkError | None = None
+    """Why the last one failed; None: it did not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LinkStatus:
     """One side of the bridge. Times are aware UTC datetimes."""
 
@@ -128,6 +150,8 @@ class LinkStatus:
     failed_filters: dict[str, str] = field(default_factory=dict)
     """Topic filters that the broker refused to subscribe, and its reason in words (MQTT 5, 3.9.3)."""
     details: TransportStatus = TransportStatus()
+    endpoint: EndpointStatus | None = None
+    """None: the broker has only one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
