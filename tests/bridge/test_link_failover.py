@@ -115,7 +115,7 @@ async def test_there_and_back_with_a_backlog(scene: Scene, block: Block) -> None
         numbers.start()
         await numbers.flowing()
         block.begin(scene)
-        await scene.until(lambda _: scene.box.messages >= 40, "a backlog")
+        await scene.until(lambda _: (scene.box.messages or 0) >= 40, "a backlog")
         assert transports(scene) == ["quic"]
         await up(scene, "tcp")
         diverted = endpoint(scene).diverted
