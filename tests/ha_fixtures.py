@@ -40,11 +40,17 @@ def entity_registry_enabled_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Entity, "entity_registry_enabled_default", True)
 
 
+@pytest.fixture
+def quick_counters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the counters every fifth of a second instead of every five."""
+    monkeypatch.setattr("custom_components.quic_bridge.bridge.bridge._COUNTER_INTERVAL", 0.2)
+
+
 @pytest.fixture(autouse=True)
 def house_rules(request: pytest.FixtureRequest) -> None:
     """Load the integration, and apply the rules below, in every test with a Home Assistant."""
     if "hass" in request.fixturenames:
-        for fixture in ("enable_custom_integrations", "complete_translations", "no_blocking_calls"):
+        for fixture in ("enable_custom_integrations", "complete_translations", "no_blocking_calls", "quick_counters"):
             request.getfixturevalue(fixture)
 
 

@@ -94,10 +94,8 @@ async def test_rates_and_data(
     hass: HomeAssistant,
     entry: MockConfigEntry,
     local_broker: Mosquitto,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A rate falls to zero when nothing comes any more, and at once with a pause."""
-    monkeypatch.setattr("custom_components.quic_bridge.bridge.bridge._COUNTER_INTERVAL", 0.1)
     await set_up(hass, entry)
     await wait_running(hass, entry)
     keys = ("message_rate_sent", "message_rate_received", "data_sent", "data_received")
