@@ -8,6 +8,7 @@ import pytest
 
 from ..bridge.link_support import BridgeScene, make_brokers
 from ..support.certs import Certificates
+from ..support.host_network import HostNetwork
 from ..support.mosquitto import Mosquitto
 from .foreign_front import ForeignFront, Stack
 
@@ -37,6 +38,12 @@ def stack(request: pytest.FixtureRequest) -> Stack:
             pytest.fail(f"{stack}: {stack.missing}")
         pytest.skip(f"{stack}: {stack.missing}")
     return stack
+
+
+@pytest.fixture
+def host_network(socket_enabled: None, monkeypatch: pytest.MonkeyPatch) -> HostNetwork:
+    """A host whose address can change."""
+    return HostNetwork(monkeypatch)
 
 
 @pytest.fixture

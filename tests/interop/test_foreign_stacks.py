@@ -4,16 +4,21 @@ What differs between the stacks is told in docs/interop.md.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from custom_components.quic_bridge.bridge import data_streams
+from custom_components.quic_bridge.bridge.config import QuicConfig
 from custom_components.quic_bridge.bridge.errors import ErrorCode
+from custom_components.quic_bridge.bridge.routes import Direction
 from custom_components.quic_bridge.bridge.status import LinkState, LinkStatus
 from custom_components.quic_bridge.bridge.transport import quic_driver
 from custom_components.quic_bridge.bridge.transport.aioquic_internals import ClientConnection
 
 from ..bridge.link_support import QUICK, Numbers, now
 from ..support.certs import Certificate
+from ..support.host_network import HostNetwork
 from ..support.processes import wait_until
 from ..support.udp_relay import UdpRelay
 from .conftest import ForeignScene
@@ -21,6 +26,9 @@ from .foreign_front import FrontOptions, Stack
 
 MANY = 1000
 MEGABYTE = 1024 * 1024
+
+MOVING = QuicConfig(handshake_timeout=5.0, ping_interval=0.3, ping_timeout=3.0)
+"""Looks at the network often, and gives a new path time on a busy machine."""
 
 
 async def test_handshake_and_farewell(scene: ForeignScene) -> None:
@@ -103,6 +111,46 @@ async def test_another_port_by_a_nat(scene: ForeignScene) -> None:
         assert scene.link.reconnects == 0
         assert len(scene.front.events("connected")) == 1
         await scene.bridge.stop()
+
+
+async def test_our_network_changes(scene: ForeignScene, host_network: HostNetwork) -> None:
+    """The bridge goes on from another address and under another connection identifier, which the server follows.
+
+    quic-go 0.50 forbids that to its clients (disable_active_migration, RFC 9000 section 18.2): a new connection then.
+    """
+    scene.tune(MOVING)
+    await scene.up()
+    follows = scene.front.stack is not Stack.QUIC_GO
+    async with Numbers(scene) as numbers:
+        numbers.start()
+        for number in range(1, 3):
+            await numbers.flowing()
+            host_network.change(f"127.0.0.{20 + number}")
+            if follows:
+                seen = await scene.front.event("moved", number)
+                await wait_until(partial(_has_moved, scene, number), what="the server's answer on the new path")
+            else:
+                seen = await scene.front.event("connected", number + 1)
+            assert seen["peer"].startswith(f"127.0.0.{20 + number}:")
+        await numbers.flowing()
+        await numbers.settled()
+    assert scene.link.reconnects == (0 if follows else 2)
+
+
+def _has_moved(scene: ForeignScene, number: int) -> bool:
+    return scene.link.details.migrations >= number
+
+
+async def test_a_route_with_a_stream_of_its_own(scene: ForeignScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """These servers take a second stream and never look at it, as brokers without data streams do."""
+    monkeypatch.setattr(data_streams, "ACK_TIMEOUT", 0.5)
+    scene.routes = tuple(replace(route, own_stream=route.direction is Direction.TO_REMOTE) for route in scene.routes)
+    await scene.up()
+    async with Numbers(scene) as numbers:
+        numbers.start()
+        await numbers.flowing(100)
+        await numbers.settled()
+    assert scene.link.reconnects == 0
 
 
 async def test_killed_and_restarted(scene: ForeignScene) -> None:
