@@ -146,6 +146,16 @@ def connection_reset(connection: FrontConnection, random: Random) -> str:
     return "RESET_STREAM"
 
 
+def data_stream_ended(connection: FrontConnection, random: Random) -> str:
+    """End the stream of a route, and nothing else."""
+    streams = [stream for stream in connection.data_streams.values() if not stream.ended]
+    if not streams:
+        return "there was none"
+    reset = random.choice((0, None))
+    streams[-1].end(reset=reset)
+    return "FIN" if reset is None else "RESET_STREAM"
+
+
 def connection_closed(connection: FrontConnection, random: Random) -> str:
     """Close the connection, whatever is under way."""
     code = random.choice((0, 1, 0x15A))
@@ -264,7 +274,7 @@ async def bridge_reloaded(world: World, random: Random) -> str:
 
 CONNECTION: Sequence[Fault] = (
     *map(on_connection, (connection_finished, connection_kicked, connection_disconnected)),
-    *map(on_connection, (connection_reset, connection_closed)),
+    *map(on_connection, (connection_reset, connection_closed, data_stream_ended)),
     acknowledgements_lost,
     connection_stalled,
 )

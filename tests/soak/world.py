@@ -22,6 +22,8 @@ from .traffic import Publisher, Subscriber
 
 UP, DOWN = "up", "down"
 _TOPICS = 3
+_OWN_STREAM = f"{UP}/+/{_TOPICS - 1}"
+"""Of these the QUIC stream is one of their own (but for QoS 2)."""
 _READY_TIMEOUT = 15.0
 
 
@@ -103,7 +105,8 @@ class World(contextlib.AsyncExitStack):
             local=self.local.address,
             remote=self.front.address,
             ca_file=str(certificates.ca_file),
-            routes=(("to_remote", f"{UP}/#"), ("to_local", f"{DOWN}/#")),
+            routes=(("to_remote", _OWN_STREAM), ("to_remote", f"{UP}/#"), ("to_local", f"{DOWN}/#")),
+            own_streams=(_OWN_STREAM,),
         )
         self.bridge = BridgeProcess(self._folder, settings)
         self.push_async_callback(self.bridge.stop)

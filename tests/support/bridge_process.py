@@ -21,6 +21,8 @@ class BridgeSettings:
     ca_file: str
     routes: tuple[tuple[str, str], ...]
     """Direction (`to_remote`, `to_local`, `both`) and topic filter."""
+    own_streams: tuple[str, ...] = ()
+    """The filters of those routes that have a QUIC stream of their own."""
     transport: str = "quic"
     broker: Mapping[str, float] = field(default_factory=dict)
     """Numbers of BrokerConfig (keepalive, window, ...), for both sides."""

@@ -52,7 +52,12 @@ def make_bridge(settings: BridgeSettings) -> Bridge:
     config = BridgeConfig(
         remote=remote,
         routes=tuple(
-            Route(id=str(number), direction=Direction(direction), topic_filter=topic_filter)
+            Route(
+                id=str(number),
+                direction=Direction(direction),
+                topic_filter=topic_filter,
+                own_stream=topic_filter in settings.own_streams,
+            )
             for number, (direction, topic_filter) in enumerate(settings.routes)
         ),
         backoff=BackoffConfig(**settings.backoff),
