@@ -83,6 +83,22 @@ async def test_change_nothing(
     assert entry.title == "My bridge"
 
 
+async def test_changes_are_tried_as_patiently_as_the_bridge_would(
+    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    """Behind a satellite what suits a home network would find every setting wrong."""
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    entry.add_to_hass(hass)
+    hass.config_entries.async_update_entry(
+        entry, options={"connection": {"profile": "custom", "handshake_timeout": 1, "keepalive": 17}}
+    )
+    result = await fill(
+        hass, await reconfigure(hass, entry, "remote"), remote_input(quic_front.port, certs.ca_pem, host="localhost")
+    )
+    assert result["reason"] == "reconfigure_successful"
+    assert quic_front.stats.connects[0].keepalive == 17
+
+
 async def test_change_the_remote_to_one_in_use(
     hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
 ) -> None:

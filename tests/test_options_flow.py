@@ -1,21 +1,24 @@
 """Options in the user interface: what is stored, what is refused, and what reaches the brokers."""
 
+from dataclasses import replace
+
 from homeassistant.config_entries import ConfigFlowResult
 from homeassistant.core import HomeAssistant
 from homeassistant.data_entry_flow import FlowResultType, InvalidData
 import pytest
 from pytest_homeassistant_custom_component.common import MockConfigEntry
 
-from custom_components.quic_bridge.bridge.config import BridgeConfig
+from custom_components.quic_bridge.bridge.config import BackoffConfig, BridgeConfig, QuicConfig
 from custom_components.quic_bridge.bridge.guard import GuardMode, LoopGuard
 from custom_components.quic_bridge.bridge.outbox_model import OutboxLimits
-from custom_components.quic_bridge.brokers import bridge_config
+from custom_components.quic_bridge.brokers import bridge_config, remote_broker
 
 from .ha_flows import Input, suggested
 from .ha_helpers import bridge_entry, local_data, remote_data, set_up, state, wait_running
 from .support.certs import Certificates
 from .support.client import Client
 from .support.mosquitto import Mosquitto
+from .support.packets import Property
 from .support.processes import wait_until
 from .support.quic_front import Front
 
@@ -123,6 +126,150 @@ async def test_messages_that_do_not_go_together(hass: HomeAssistant) -> None:
     assert suggested(result, "outbox", "outbox_size") == 19
     result = await fill(hass, result, {"max_payload": 20, "outbox": {"outbox_size": 20}})
     assert result["type"] is FlowResultType.CREATE_ENTRY
+
+
+async def test_profiles(hass: HomeAssistant) -> None:
+    entry = stored_entry(hass)
+    default = seen(hass, entry)
+    assert (default.remote.quic, default.backoff) == (QuicConfig(), BackoffConfig())
+    result = await open_page(hass, entry, "connection")
+    assert result["step_id"] == "connection"
+    await fill(hass, result, {"profile": "satellite"})
+    assert entry.options == {"connection": {"profile": "satellite"}}
+    config = seen(hass, entry)
+    assert config.remote.quic.initial_rtt == 1.0
+    assert config.remote.quic.congestion_control == "cubic"
+    assert config.remote.quic.flow_window == 2 * MIB
+    assert config.backoff == BackoffConfig(base=2, cap=120, stable=60)
+    # The broker at home is not behind the satellite.
+    assert config.local_backoff == BackoffConfig()
+    result = await open_page(hass, entry, "connection")
+    assert suggested(result, "profile") == "satellite"
+    await fill(hass, result, {"profile": "normal"})
+    assert seen(hass, entry) == default
+
+
+CUSTOM: Input = {
+    "keepalive": 25,
+    "ping_interval": 11,
+    "ping_timeout": 12,
+    "idle_timeout": 40,
+    "handshake_timeout": 13,
+    "connack_timeout": 14,
+    "initial_rtt": 150,
+    "max_datagram_size": 1300,
+    "backoff_base": 0.7,
+    "backoff_cap": 15,
+    "backoff_stable": 16,
+    "session_expiry": 17,
+    "send_window": 18,
+    "receive_window": 19,
+    "flow_window": 512,
+    "congestion_control": "cubic",
+}
+
+
+async def test_custom(hass: HomeAssistant) -> None:
+    entry = stored_entry(hass)
+    await fill(hass, await open_page(hass, entry, "connection"), {"profile": "mobile"})
+    result = await fill(hass, await open_page(hass, entry, "connection"), {"profile": "custom"})
+    assert result["step_id"] == "custom"
+    # The profile that was in use is what to begin with.
+    assert suggested(result, "ping_interval") == 20
+    assert suggested(result, "send_window") is None
+    assert (result["description_placeholders"] or {})["send_window"] == "1000"
+
+    result = await fill(hass, result, CUSTOM)
+    assert result["type"] is FlowResultType.CREATE_ENTRY
+    assert entry.options == {"connection": {"profile": "custom", **CUSTOM}}
+    config = seen(hass, entry)
+    remote = remote_broker(entry.data["remote"])
+    assert config.remote == replace(
+        remote,
+        keepalive=25,
+        connack_timeout=14,
+        connect_timeout=13,
+        session_expiry=17 * 3600,
+        window=18,
+        receive_maximum=19,
+        quic=QuicConfig(
+            handshake_timeout=13,
+            ping_interval=11,
+            ping_timeout=12,
+            idle_timeout=40,
+            initial_rtt=0.15,
+            congestion_control="cubic",
+            max_datagram_size=1300,
+            flow_window=512 * 1024,
+        ),
+    )
+    assert config.backoff == BackoffConfig(base=0.7, cap=15, stable=16)
+
+    result = await fill(hass, await open_page(hass, entry, "connection"), {"profile": "custom"})
+    assert suggested(result, "ping_interval") == 11
+    await fill(hass, result, {"congestion_control": "reno"})
+    assert replace(seen(hass, entry), backoff=BackoffConfig()).remote == remote
+
+
+@pytest.mark.parametrize(
+    ("typed", "field", "key", "low", "high"),
+    [
+        ({"ping_interval": 26}, "idle_timeout", "ping_over_idle_timeout", "31", "30"),
+        ({"keepalive": 31}, "keepalive", "keepalive_over_idle_timeout", "31", "30"),
+        ({"initial_rtt": 1500, "handshake_timeout": 4}, "handshake_timeout", "rtt_over_handshake_timeout", "4.5", "4"),
+        ({"initial_rtt": 1000, "ping_timeout": 1.5}, "ping_timeout", "rtt_over_ping_timeout", "2", "1.5"),
+        ({"connack_timeout": 4}, "connack_timeout", "connack_timeout_short", "5", "4"),
+        ({"backoff_base": 31}, "backoff_base", "backoff_base_over_cap", "31", "30"),
+    ],
+)
+async def test_timers_that_do_not_go_together(
+    hass: HomeAssistant, typed: Input, field: str, key: str, low: str, high: str
+) -> None:
+    """What is wrong is said at a field, with both values; nothing typed is lost."""
+    entry = stored_entry(hass)
+    result = await fill(hass, await open_page(hass, entry, "connection"), {"profile": "custom"})
+    result = await fill(hass, result, {"congestion_control": "reno", **typed})
+    assert (result["step_id"], result["errors"]) == ("custom", {field: key})
+    placeholders = result["description_placeholders"] or {}
+    assert (placeholders["low"], placeholders["high"]) == (low, high)
+    assert {name: suggested(result, name) for name in typed} == typed
+    assert entry.options == {}
+
+
+async def test_each_knob_reaches_the_wire(
+    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    entry.add_to_hass(hass)
+    hass.config_entries.async_update_entry(entry, options={"connection": {"profile": "custom", **CUSTOM}})
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    connect = quic_front.stats.connects[-1]
+    assert connect.keepalive == 25
+    assert (connect.properties[Property.SESSION_EXPIRY], connect.properties[Property.RECEIVE_MAXIMUM]) == (
+        17 * 3600,
+        19,
+    )
+    front = quic_front.connection.quic
+    assert front._remote_max_idle_timeout == 40
+    assert (front._remote_max_data, front._remote_max_stream_data_bidi_local) == (512 * 1024, 512 * 1024)
+    session = entry.runtime_data.bridge._remote._session
+    assert session.limits.window == 18
+    driver = session.transport._driver
+    assert driver._liveness._interval == 11
+    assert driver.connection._loss._rtt_initial == 0.15
+    assert type(driver.connection._loss._cc).__name__ == "CubicCongestionControl"
+    sizes: list[int] = []
+
+    def measure(data: bytes) -> bool:
+        sizes.append(len(data))
+        return False
+
+    quic_front.incoming.drop = measure
+    async with Client(local_broker.host, local_broker.port) as home:
+        await home.publish("up/large", bytes(10_000), 1)
+        await wait_until(lambda: sum(sizes) > 10_000, what="the message")
+    assert max(sizes) == 1300
 
 
 async def test_changed_options_start_the_bridge_afresh(

@@ -29,6 +29,8 @@ from custom_components.quic_bridge.brokers import LocalMode
 from custom_components.quic_bridge.button import RECONNECT
 from custom_components.quic_bridge.const import DOMAIN
 from custom_components.quic_bridge.event import EVENTS, PAUSED, BridgeEvent
+from custom_components.quic_bridge.option_forms import PAGES
+from custom_components.quic_bridge.options import CONGESTION_CONTROLS, Profile
 from custom_components.quic_bridge.sensor import SENSORS
 from custom_components.quic_bridge.services import Action
 from custom_components.quic_bridge.switch import ENABLED
@@ -209,8 +211,8 @@ def test_texts(language: str) -> None:
 
 @pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])
 def test_texts_are_translated(language: str) -> None:
-    """No text is left in English, but for product names."""
-    products = {"Zigbee2MQTT", "Tasmota"}
+    """No text is left in English, but for names of products and of what has no other name."""
+    products = {"Zigbee2MQTT", "Tasmota", "Reno", "Cubic"}
     assert {key for key, text in load_texts(language).items() if text == TEXTS[key] and text not in products} == set()
 
 
@@ -280,10 +282,15 @@ def test_texts_of_values() -> None:
         ("retain", RetainMode),
         ("retained", RetainedAtConnect),
         ("qos_0", Qos0Policy),
+        ("profile", Profile),
     ):
         assert below(f"selector.{selector}.options.") == {value.value for value in values}
     assert below("selector.payload_encoding.options.") == {"text", "base64"}
     assert below("selector.side.options.") == {side.value for side in Side}
+    assert below("selector.congestion_control.options.") == set(CONGESTION_CONTROLS)
+    numbers = [number for page in PAGES.values() for number in page.numbers.values()]
+    symbols = {"KiB", "MiB"}
+    assert below("selector.unit.unit_of_measurement.") == {number.unit for number in numbers} - symbols
     assert below("selector.max_qos.options.") == {"0", "1", "2"}
 
 

@@ -10,7 +10,15 @@ from homeassistant.const import CONF_CLIENT_ID, CONF_HOST, CONF_PASSWORD, CONF_P
 from homeassistant.core import HomeAssistant
 from homeassistant.helpers.storage import STORAGE_DIR
 
-from .bridge.config import DEFAULT_TCP_PORT, BridgeConfig, BrokerConfig, OutboxConfig, TlsConfig, TransportKind
+from .bridge.config import (
+    DEFAULT_TCP_PORT,
+    BackoffConfig,
+    BridgeConfig,
+    BrokerConfig,
+    OutboxConfig,
+    TlsConfig,
+    TransportKind,
+)
 from .bridge.errors import BridgeError, ErrorCode
 from .const import (
     CONF_CA,
@@ -21,9 +29,10 @@ from .const import (
     CONF_USE_TLS,
     CONF_VERIFY,
     DOMAIN,
+    PAGE_CONNECTION,
     PAGE_MESSAGES,
 )
-from .options import loop_guard, outbox_limits, with_options
+from .options import backoff, loop_guard, outbox_limits, remote_with_options
 from .route_data import stored_routes
 
 MQTT_DOMAIN: Final = "mqtt"
@@ -129,7 +138,9 @@ def bridge_config(hass: HomeAssistant, entry: ConfigEntry) -> BridgeConfig:
     return BridgeConfig(
         guard=loop_guard(entry.options.get(PAGE_MESSAGES, {})),
         outbox=OutboxConfig(path=outbox_path(hass, entry), limits=outbox_limits(entry.options.get(PAGE_MESSAGES, {}))),
-        remote=with_options(remote_broker(entry.data[CONF_REMOTE]), entry.options),
+        remote=remote_with_options(remote_broker(entry.data[CONF_REMOTE]), entry.options),
+        backoff=backoff(entry.options.get(PAGE_CONNECTION, {})),
+        local_backoff=BackoffConfig(),
         routes=stored_routes(entry),
     )
 

@@ -48,6 +48,7 @@ from .flow_forms import (
     error_field,
     first_routes,
 )
+from .options import remote_with_options
 from .options_flow import QuicBridgeOptionsFlow
 from .route_data import route_title, route_to_data
 from .route_flow import RouteSubentryFlow
@@ -140,7 +141,7 @@ class QuicBridgeConfigFlow(ConfigFlow, domain=DOMAIN):
                 **await async_broker_data(self.hass, user_input, self._remote),
             }
             self._abort_if_configured(remote)
-            await self._async_try(REMOTE_SCHEMA, lambda: remote_broker(remote))
+            await self._async_try(REMOTE_SCHEMA, lambda: self._remote_broker(remote))
         except FormError as error:
             return self._form("remote", REMOTE_SCHEMA, user_input, error)
         if self.source == SOURCE_RECONFIGURE:
@@ -196,7 +197,7 @@ class QuicBridgeConfigFlow(ConfigFlow, domain=DOMAIN):
                 self._abort_if_configured(broker)
             await self._async_try(
                 REAUTH_SCHEMA,
-                lambda: remote_broker(broker) if side is Side.REMOTE else local_broker(self.hass, broker),
+                lambda: self._remote_broker(broker) if side is Side.REMOTE else local_broker(self.hass, broker),
             )
         except FormError as error:
             return self._form("reauth_confirm", REAUTH_SCHEMA, user_input, error, placeholders=where)
@@ -243,6 +244,12 @@ class QuicBridgeConfigFlow(ConfigFlow, domain=DOMAIN):
         except Exception as error:
             _LOGGER.exception("Unexpected error while trying a broker")
             raise FormError("base", "unknown", placeholders) from error
+
+    def _remote_broker(self, remote: Mapping[str, Any]) -> BrokerConfig:
+        """Return the remote broker as it is to be tried: as patiently as the bridge would, if there is one."""
+        entry_id = self.context.get("entry_id")
+        entry = None if entry_id is None else self.hass.config_entries.async_get_known_entry(entry_id)
+        return remote_with_options(remote_broker(remote), {} if entry is None else entry.options)
 
     def _abort_if_configured(self, remote: Mapping[str, Any]) -> None:
         """Abort when another bridge has the same identity at the same remote broker: the two would fight for it."""

@@ -9,7 +9,27 @@ CONF_PAUSED: Final = "paused"
 """Whether the bridge is to rest; changed by its switch, and kept here because that outlasts a power cut."""
 
 # Pages of the options flow, and keys of entry.options: one mapping for each page.
+PAGE_CONNECTION: Final = "connection"
 PAGE_MESSAGES: Final = "messages"
+
+# Keys of the page `connection`, in the units of the form (see options.py).
+CONF_PROFILE: Final = "profile"
+CONF_KEEPALIVE: Final = "keepalive"
+CONF_PING_INTERVAL: Final = "ping_interval"
+CONF_PING_TIMEOUT: Final = "ping_timeout"
+CONF_IDLE_TIMEOUT: Final = "idle_timeout"
+CONF_HANDSHAKE_TIMEOUT: Final = "handshake_timeout"
+CONF_CONNACK_TIMEOUT: Final = "connack_timeout"
+CONF_INITIAL_RTT: Final = "initial_rtt"
+CONF_CONGESTION_CONTROL: Final = "congestion_control"
+CONF_MAX_DATAGRAM_SIZE: Final = "max_datagram_size"
+CONF_BACKOFF_BASE: Final = "backoff_base"
+CONF_BACKOFF_CAP: Final = "backoff_cap"
+CONF_BACKOFF_STABLE: Final = "backoff_stable"
+CONF_SESSION_EXPIRY: Final = "session_expiry"
+CONF_SEND_WINDOW: Final = "send_window"
+CONF_RECEIVE_WINDOW: Final = "receive_window"
+CONF_FLOW_WINDOW: Final = "flow_window"
 
 # Keys of the page `messages`, in the units of the form (see options.py).
 CONF_MAX_PAYLOAD: Final = "max_payload"

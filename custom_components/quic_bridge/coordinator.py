@@ -1,7 +1,6 @@
 """Ties a bridge to Home Assistant: its status to entities and reauth, and changes of the mqtt entry to the bridge."""
 
 import asyncio
-from dataclasses import replace
 import logging
 from typing import override
 
@@ -19,7 +18,7 @@ from .bridge.status import BridgeStatus, LinkState, LinkStatus, Side
 from .brokers import MQTT_DOMAIN, bridge_config, local_broker, uses_home_assistant_broker
 from .const import CONF_LOCAL, CONF_PAUSED, DOMAIN, REAUTH_SIDE
 from .issues import BridgeIssues
-from .options import with_options
+from .options import local_with_options
 from .route_data import stored_routes
 from .route_problems import RouteProblem, route_problems
 
@@ -135,9 +134,7 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
     def _local_broker(self) -> BrokerConfig:
         """Return the local broker as it is configured now; called by the bridge before each attempt."""
         broker = local_broker(self.hass, self.config_entry.data[CONF_LOCAL])
-        # Messages that are too large are counted here rather than dropped by the broker without a word; their bytes
-        # cost nothing at home.
-        return replace(with_options(broker, self.config_entry.options), announce_limit=False)
+        return local_with_options(broker, self.config_entry.options)
 
     def _read_mqtt_broker(self) -> BrokerConfig | None:
         try:

@@ -1,7 +1,7 @@
 """The pages of the options flow: their fields, what an empty field stands for, and which values go together."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from homeassistant.data_entry_flow import section
@@ -15,43 +15,75 @@ from homeassistant.helpers.selector import (
 )
 import probatio
 
+from .bridge.config import BrokerConfig, timer_conflict
 from .bridge.guard import GuardMode
 from .const import (
+    CONF_BACKOFF_BASE,
+    CONF_CONGESTION_CONTROL,
+    CONF_CONNACK_TIMEOUT,
+    CONF_HANDSHAKE_TIMEOUT,
+    CONF_IDLE_TIMEOUT,
+    CONF_KEEPALIVE,
     CONF_LOOP_GUARD,
     CONF_MAX_PAYLOAD,
     CONF_MOST_BRIDGES,
     CONF_OUTBOX_DAYS,
     CONF_OUTBOX_MESSAGES,
     CONF_OUTBOX_SIZE,
+    CONF_PING_TIMEOUT,
+    CONF_PROFILE,
+    PAGE_CONNECTION,
     PAGE_MESSAGES,
     SECTION_OUTBOX,
 )
 from .flow_forms import FormError
-from .options import MESSAGE_OPTIONS, NumberOption, max_payload, outbox_limits
+from .options import (
+    CONGESTION_CONTROLS,
+    CONNECTION_OPTIONS,
+    MESSAGE_OPTIONS,
+    NumberOption,
+    Profile,
+    backoff,
+    max_payload,
+    outbox_limits,
+    with_connection,
+)
+
+_CONFLICT_FIELDS: Final = {
+    "ping_over_idle_timeout": CONF_IDLE_TIMEOUT,
+    "keepalive_over_idle_timeout": CONF_KEEPALIVE,
+    "rtt_over_handshake_timeout": CONF_HANDSHAKE_TIMEOUT,
+    "rtt_over_ping_timeout": CONF_PING_TIMEOUT,
+    "connack_timeout_short": CONF_CONNACK_TIMEOUT,
+    "backoff_base_over_cap": CONF_BACKOFF_BASE,
+}
+"""Where a conflict of timers is shown, by its rule, which is the key of its text as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """One form of the options flow. Its values are stored as one mapping, whatever the sections of the form."""
 
+    stored_as: str
+    """Key in entry.options."""
     schema: probatio.Schema
-    numbers: Mapping[str, NumberOption]
+    numbers: Mapping[str, NumberOption] = field(default_factory=dict)
     """The numbers among its fields, whose defaults its texts name."""
+    implied: Mapping[str, Any] = field(default_factory=dict)
+    """Values that are stored with those of its fields."""
     check: Callable[[Mapping[str, Any]], None] = lambda _values: None
     """Raises FormError for values that do not go together."""
 
     @property
     def placeholders(self) -> dict[str, str]:
         """Each number's default, by its key, for the texts."""
-        return {key: f"{option.default:g}" for key, option in self.numbers.items()}
+        return {key: f"{option.default:.10g}" for key, option in self.numbers.items()}
 
     def values(self, user_input: Mapping[str, Any]) -> dict[str, Any]:
         """Return what was typed, without sections; raises FormError, shown where the form can show it."""
-        values = {
-            key: value
-            for name, content in user_input.items()
-            for key, value in (content if isinstance(content, Mapping) else {name: content}).items()
-        }
+        values = dict(self.implied)
+        for name, content in user_input.items():
+            values |= content if isinstance(content, Mapping) else {name: content}
         try:
             self.check(values)
         except FormError as error:
@@ -67,8 +99,8 @@ class Page:
         }
 
     def _layout(self) -> Iterator[tuple[str, list[str] | None]]:
-        for marker, field in self.schema.schema.items():
-            yield str(marker), [str(key) for key in field.schema.schema] if isinstance(field, section) else None
+        for marker, content in self.schema.schema.items():
+            yield str(marker), [str(key) for key in content.schema.schema] if isinstance(content, section) else None
 
     def _place(self, key: str) -> str:
         """The frontend shows no errors inside a section, so they come before it."""
@@ -92,13 +124,50 @@ def number_fields(options: Mapping[str, NumberOption], *keys: str) -> dict[proba
     }
 
 
+def _select(options: Sequence[str], translation_key: str) -> SelectSelector:
+    return SelectSelector(
+        SelectSelectorConfig(options=list(options), translation_key=translation_key, mode=SelectSelectorMode.LIST)
+    )
+
+
 def _check_messages(values: Mapping[str, Any]) -> None:
     if max_payload(values) > outbox_limits(values).bytes:
         raise FormError(CONF_OUTBOX_SIZE, "outbox_smaller_than_message")
 
 
+def _check_connection(values: Mapping[str, Any]) -> None:
+    broker = with_connection(BrokerConfig(host="", port=0, client_id=""), values)
+    if (conflict := timer_conflict(broker, backoff(values))) is not None:
+        raise FormError(
+            _CONFLICT_FIELDS[conflict.rule],
+            conflict.rule,
+            {"low": f"{conflict.low:g}", "high": f"{conflict.high:g}"},
+        )
+
+
 PAGES: Final = {
+    PAGE_CONNECTION: Page(
+        stored_as=PAGE_CONNECTION,
+        schema=probatio.Schema(
+            {probatio.Required(CONF_PROFILE, default=Profile.NORMAL.value): _select(list(Profile), "profile")}
+        ),
+    ),
+    Profile.CUSTOM.value: Page(
+        stored_as=PAGE_CONNECTION,
+        schema=probatio.Schema(
+            {
+                **number_fields(CONNECTION_OPTIONS, *CONNECTION_OPTIONS),
+                probatio.Required(CONF_CONGESTION_CONTROL, default=CONGESTION_CONTROLS[0]): _select(
+                    CONGESTION_CONTROLS, "congestion_control"
+                ),
+            }
+        ),
+        numbers=CONNECTION_OPTIONS,
+        implied={CONF_PROFILE: Profile.CUSTOM.value},
+        check=_check_connection,
+    ),
     PAGE_MESSAGES: Page(
+        stored_as=PAGE_MESSAGES,
         schema=probatio.Schema(
             {
                 **number_fields(MESSAGE_OPTIONS, CONF_MAX_PAYLOAD),
@@ -122,3 +191,4 @@ PAGES: Final = {
         check=_check_messages,
     ),
 }
+"""The pages by their steps."""

@@ -1,12 +1,16 @@
 """The options in the user interface: a menu with one form per page. What is saved makes the bridge start afresh."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from homeassistant.config_entries import ConfigFlowResult, OptionsFlow
 
-from .const import PAGE_MESSAGES
+from .const import CONF_PROFILE, PAGE_CONNECTION, PAGE_MESSAGES
 from .flow_forms import FormError
 from .option_forms import PAGES
+from .options import Profile, chosen
+
+_MENU: Final = [PAGE_CONNECTION, PAGE_MESSAGES]
 
 
 class QuicBridgeOptionsFlow(OptionsFlow):
@@ -14,16 +18,29 @@ class QuicBridgeOptionsFlow(OptionsFlow):
 
     async def async_step_init(self, _: dict[str, Any] | None = None) -> ConfigFlowResult:
         """Choose a page."""
-        return self.async_show_menu(step_id="init", menu_options=list(PAGES))
+        return self.async_show_menu(step_id="init", menu_options=_MENU)
+
+    async def async_step_connection(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
+        """Choose a profile; `custom` opens all that it sets."""
+        if user_input is not None and user_input[CONF_PROFILE] == Profile.CUSTOM:
+            return await self.async_step_custom()
+        return self._page(PAGE_CONNECTION, user_input, self._stored(PAGE_CONNECTION))
+
+    async def async_step_custom(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
+        """Ask for each timer and window, beginning with those of the profile that was in use."""
+        return self._page(Profile.CUSTOM, user_input, chosen(self._stored(PAGE_CONNECTION)))
 
     async def async_step_messages(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
         """Ask for the bounds of messages."""
-        return self._page(PAGE_MESSAGES, user_input)
+        return self._page(PAGE_MESSAGES, user_input, self._stored(PAGE_MESSAGES))
 
-    def _page(self, name: str, user_input: dict[str, Any] | None) -> ConfigFlowResult:
-        """Show a page until what was typed goes together, then store it."""
-        page = PAGES[name]
-        options = self.config_entry.options
+    def _stored(self, page: str) -> Mapping[str, Any]:
+        values: Mapping[str, Any] = self.config_entry.options.get(page, {})
+        return values
+
+    def _page(self, step: str, user_input: dict[str, Any] | None, values: Mapping[str, Any]) -> ConfigFlowResult:
+        """Show a page, with `values` to begin with, until what was typed goes together; then store it."""
+        page = PAGES[step]
         error: FormError | None = None
         if user_input is not None:
             try:
@@ -31,12 +48,13 @@ class QuicBridgeOptionsFlow(OptionsFlow):
             except FormError as failure:
                 error = failure
             else:
-                others = {key: value for key, value in options.items() if key != name}
-                return self.async_create_entry(data={**others, name: values} if values else others)
-        shown = user_input if user_input is not None else page.form(options.get(name, {}))
+                others = {key: value for key, value in self.config_entry.options.items() if key != page.stored_as}
+                return self.async_create_entry(data={**others, page.stored_as: values} if values else others)
         return self.async_show_form(
-            step_id=name,
-            data_schema=self.add_suggested_values_to_schema(page.schema, shown),
+            step_id=step,
+            data_schema=self.add_suggested_values_to_schema(
+                page.schema, page.form(values) if user_input is None else user_input
+            ),
             errors={error.field: error.key} if error else None,
             description_placeholders={**page.placeholders, **(error.placeholders if error else {})},
         )

@@ -21,6 +21,7 @@ from .bridge.status import LinkStatus, Side
 from .brokers import local_broker, remote_broker
 from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
 from .coordinator import QuicBridgeConfigEntry
+from .options import remote_with_options
 from .publish_action import PUBLISH_FIELDS, async_publish
 
 ATTR_SIDE: Final = "side"
@@ -104,7 +105,7 @@ async def _async_test_connection(call: ServiceCall) -> ServiceResponse:
     status = entry.runtime_data.bridge.status
     local, remote = await asyncio.gather(
         _async_test(lambda: local_broker(call.hass, entry.data[CONF_LOCAL]), status.local),
-        _async_test(lambda: remote_broker(entry.data[CONF_REMOTE]), status.remote),
+        _async_test(lambda: remote_with_options(remote_broker(entry.data[CONF_REMOTE]), entry.options), status.remote),
     )
     return {Side.LOCAL.value: local, Side.REMOTE.value: remote}
 

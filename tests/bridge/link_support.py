@@ -66,6 +66,7 @@ class BridgeScene:
             transport=TransportKind.QUIC,
             tls=TlsConfig(ca=certs.ca_pem),
             window=20,
+            receive_maximum=20,
         )
         self.routes: tuple[Route, ...] = ROUTES
         self.backoff = BackoffConfig(base=0.05, cap=0.2, refused_base=0.4, refused_cap=0.8)

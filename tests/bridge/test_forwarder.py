@@ -39,7 +39,14 @@ class Scene:
         """Make a bridge (again, as after a restart of the process)."""
 
         def broker(name: str, port: int) -> BrokerConfig:
-            return BrokerConfig(host="127.0.0.1", port=port, client_id=name, window=self.window, max_payload=100_000)
+            return BrokerConfig(
+                host="127.0.0.1",
+                port=port,
+                client_id=name,
+                window=self.window,
+                receive_maximum=self.window,
+                max_payload=100_000,
+            )
 
         config = BridgeConfig(remote=broker("remote", self.remote_broker.port), routes=self.routes, backoff=BACKOFF)
         return Bridge(config, lambda: broker("local", self.local_broker.port), self.statuses.append)

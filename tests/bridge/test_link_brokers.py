@@ -121,7 +121,7 @@ async def test_a_broker_that_never_acknowledges_again(scene: Scene) -> None:
 
 async def test_a_broker_that_stops_reading(scene: Scene) -> None:
     """Its flow control stops us, and we stop the local broker, without memory growing; later everything goes on."""
-    scene.remote_config = replace(scene.remote_config, window=1000)
+    scene.remote_config = replace(scene.remote_config, window=1000, receive_maximum=1000)
     scene.front.policy.stream_window = 64 * 1024
     await scene.remote.kill()
     scene.remote.options = MosquittoOptions(max_queued_messages=0, max_inflight_messages=1000)

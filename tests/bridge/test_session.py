@@ -116,7 +116,7 @@ async def wire(socket_enabled: None) -> AsyncIterator[Wire]:
 
 async def test_what_we_ask_for(wire: Wire) -> None:
     wire.remote_config = replace(
-        wire.remote_config, client_id="my bridge", username="user", password="secret", keepalive=17, window=7
+        wire.remote_config, client_id="my bridge", username="user", password="secret", keepalive=17, receive_maximum=7
     )
     connection = await wire.start()
     connect = connection.connect

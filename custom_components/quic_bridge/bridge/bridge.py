@@ -71,7 +71,7 @@ class Bridge:
         self._local = Link(
             Side.LOCAL,
             local,
-            config.backoff,
+            config.local_backoff or config.backoff,
             FailoverConfig(),
             publishes=outbound,
             acks=inbound,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from .guard import LoopGuard
 from .outbox_model import OutboxLimits
@@ -54,8 +54,12 @@ class QuicConfig:
     ping_timeout: float = 5.0
     idle_timeout: float = 30.0
     initial_rtt: float = 0.1
+    """Round-trip time to reckon with until it is measured: when to send the first packets again."""
     congestion_control: str = "reno"
     max_datagram_size: int = 1200
+    flow_window: int = 256 * 1024
+    """Bytes under way: what the broker may send ahead of what the session took, and what the session may write ahead
+    of the broker's acknowledgements before it is asked to pause. Bounds what one connection moves in a round trip."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +86,9 @@ class BrokerConfig:
     session_expiry: int = 7 * 24 * 3600
     """Seconds the broker keeps our session (and queues for us) while we are away (MQTT 5)."""
     window: int = 1000
-    """Most QoS 1 and 2 messages under way to this broker, and its Receive Maximum towards us."""
+    """Most QoS 1 and 2 messages under way to this broker; its own Receive Maximum goes first where it is smaller."""
+    receive_maximum: int = 1000
+    """Most QoS 1 and 2 messages that this broker may have under way to us (MQTT 5)."""
     max_payload: int = 10 * 1024 * 1024
     """Largest payload in bytes that we take from this broker; what is larger is dropped and counted."""
     announce_limit: bool = True
@@ -160,7 +166,37 @@ class BridgeConfig:
     remote: BrokerConfig
     routes: tuple[Route, ...]
     backoff: BackoffConfig = BackoffConfig()
+    local_backoff: BackoffConfig | None = None
+    """None: as for the remote."""
     failover: FailoverConfig = FailoverConfig()
     guard: LoopGuard = field(default_factory=LoopGuard)
     outbox: OutboxConfig | None = None
     """None: what waits for the remote waits in the local broker's session, which keeps only so much."""
+
+
+MIN_CONNACK_TIMEOUT: Final = 5.0
+"""Seconds; EMQX takes 3 to answer CONNECT when it takes a session over from a node that does not answer."""
+
+
+class Conflict(NamedTuple):
+    """Two settings that do not go together: `low` must not be more than `high` (seconds)."""
+
+    rule: str
+    low: float
+    high: float
+
+
+def timer_conflict(broker: BrokerConfig, backoff: BackoffConfig) -> Conflict | None:
+    """Return the first of the timers that make a connection fail though the network is well; None if all fit."""
+    quic = broker.quic
+    rules = (
+        # A PING that is not answered must be noticed as such, before QUIC gives up in silence.
+        Conflict("ping_over_idle_timeout", quic.ping_interval + quic.ping_timeout, quic.idle_timeout),
+        Conflict("keepalive_over_idle_timeout", broker.keepalive, quic.idle_timeout),
+        # A handshake takes one round trip, and a lost packet is sent again after two.
+        Conflict("rtt_over_handshake_timeout", 3 * quic.initial_rtt, quic.handshake_timeout),
+        Conflict("rtt_over_ping_timeout", 2 * quic.initial_rtt, quic.ping_timeout),
+        Conflict("connack_timeout_short", MIN_CONNACK_TIMEOUT, broker.connack_timeout),
+        Conflict("backoff_base_over_cap", backoff.base, backoff.cap),
+    )
+    return next((rule for rule in rules if rule.low > rule.high), None)

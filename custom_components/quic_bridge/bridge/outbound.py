@@ -94,7 +94,7 @@ class OutboundForwarder(Forwarder, SpoolOwner):
         if not self._spool.usable or self._spool.active:
             return
         source = self._source
-        if source is not None and len(self._queue) > source.config.window // 2:
+        if source is not None and len(self._queue) > source.config.receive_maximum // 2:
             self._take_over()
         elif self._takeover is None:
             self._takeover = asyncio.get_running_loop().call_later(self._delay, self._take_over)

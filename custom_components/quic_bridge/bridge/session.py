@@ -227,7 +227,7 @@ class MqttSession(TransportReceiver):
         if self.v5:
             properties = make_properties(PacketTypes.CONNECT)
             properties.SessionExpiryInterval = 0 if self._clean else self.config.session_expiry
-            properties.ReceiveMaximum = self.config.window
+            properties.ReceiveMaximum = self.config.receive_maximum
             if self.config.announce_limit:
                 properties.MaximumPacketSize = self.config.max_packet
         self._paho.connect_async(

@@ -7,7 +7,7 @@ from ..errors import BridgeError
 from ..status import TransportStatus
 
 HIGH_WATER = 256 * 1024
-"""Unsent or unacknowledged bytes at which `pause_writing` is called."""
+"""Unsent bytes at which TCP calls `pause_writing`; QUIC has its flow window."""
 LOW_WATER = 64 * 1024
 """... and below which `resume_writing` is."""
 
@@ -19,10 +19,10 @@ class TransportReceiver(Protocol):
         """Take bytes from the broker, in order. A call holds at most 16 KiB."""
 
     def pause_writing(self) -> None:
-        """The backlog went over HIGH_WATER: stop writing soon. What is written all the same is kept, not lost."""
+        """The backlog went over its bound: stop writing soon. What is written all the same is kept, not lost."""
 
     def resume_writing(self) -> None:
-        """The backlog fell below LOW_WATER."""
+        """The backlog fell well below its bound."""
 
     def connection_lost(self, error: BridgeError) -> None:
         """The connection is gone and everything of it is released. Called once, never after `close` or `abort`.

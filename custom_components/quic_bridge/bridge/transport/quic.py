@@ -21,8 +21,6 @@ from .quic_driver import QuicDriver
 ALPN: Final = "mqtt"
 CONGESTION_CONTROLS: Final = frozenset({"reno", "cubic"})
 """What aioquic offers."""
-RECEIVE_WINDOW: Final = 256 * 1024
-"""Bytes the broker may send ahead of what the session took."""
 READ_SIZE: Final = 16 * 1024
 """Most bytes in one `data_received`."""
 CLOSE_TIMEOUT: Final = 1.0
@@ -44,7 +42,7 @@ class _State(Enum):
 class QuicTransport:
     """A Transport over QUIC v1 with ALPN `mqtt`; stream 0 carries everything.
 
-    The session may pause reading; should the connection end meanwhile, what is held back (at most 256 KiB) is
+    The session may pause reading; should the connection end meanwhile, what is held back (at most the flow window) is
     delivered nevertheless, in pieces, before `connection_lost`.
     """
 
@@ -164,9 +162,9 @@ class QuicTransport:
             idle_timeout=quic.idle_timeout,
             initial_rtt=quic.initial_rtt,
             is_client=True,
-            max_data=RECEIVE_WINDOW,
+            max_data=quic.flow_window,
             max_datagram_size=quic.max_datagram_size,
-            max_stream_data=RECEIVE_WINDOW,
+            max_stream_data=quic.flow_window,
             server_name=name,
             supported_versions=[QuicProtocolVersion.VERSION_1],
         )
@@ -195,7 +193,7 @@ class QuicTransport:
         return self._driver.open_stream(receiver)
 
     def pause_reading(self) -> None:
-        """Stop calling `data_received`; the broker may send 256 KiB more, which wait here."""
+        """Stop calling `data_received`; what the broker still sends, at most the flow window, waits here."""
         self._reading_paused = True
 
     def resume_reading(self) -> None:

@@ -22,7 +22,7 @@ from ..config import QuicConfig
 from ..errors import BridgeError, ErrorCode
 from .addresses import Address
 from .aioquic_internals import STREAM_ID, ClientConnection
-from .base import HIGH_WATER, LOW_WATER, StreamReceiver
+from .base import StreamReceiver
 from .quic_errors import closed_by_peer, closed_by_us, stream_ended
 from .quic_liveness import Liveness
 from .quic_socket import PeerSocket
@@ -49,10 +49,10 @@ class DriverOwner(Protocol):
         """The next bytes of the stream, of any length."""
 
     def pause_writing(self) -> None:
-        """The backlog went over HIGH_WATER."""
+        """The backlog went over the flow window."""
 
     def resume_writing(self) -> None:
-        """The backlog fell below LOW_WATER."""
+        """The backlog fell below a quarter of the flow window."""
 
     def ended(self, error: BridgeError) -> None:
         """The connection is over, and everything of it is released."""
@@ -88,6 +88,7 @@ class QuicDriver:
         self.migration_seconds: float | None = None
         """From the last such change to the broker's first answer."""
         self.connection = connection
+        self._flow_window = config.flow_window
         self._owner: DriverOwner | None = owner
         self._loop = asyncio.get_running_loop()
         self._has_certificate = connection.configuration.certificate is not None
@@ -158,7 +159,7 @@ class QuicDriver:
         self._outgoing.append(data)
         self._outgoing_size += len(data)
         self._schedule_flush()
-        if self._outgoing_size + self._unacknowledged > HIGH_WATER and not self._writing_paused:
+        if self._outgoing_size + self._unacknowledged > self._flow_window and not self._writing_paused:
             self._writing_paused = True
             if self._owner is not None:
                 self._owner.pause_writing()
@@ -244,7 +245,7 @@ class QuicDriver:
                 self._close(self.connection.certificate_error or closed_by_us(event))
             return
         self._transmit()
-        if self._writing_paused and self.backlog < LOW_WATER:
+        if self._writing_paused and self.backlog < self._flow_window // 4:
             self._writing_paused = False
             if self._owner is not None:
                 self._owner.resume_writing()
