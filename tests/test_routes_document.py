@@ -23,7 +23,7 @@ from .support.quic_front import Front
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "routes.md"
 ARROWS = {"→": Direction.TO_REMOTE, "←": Direction.TO_LOCAL, "↔": Direction.BOTH}
-ROUTE_HEAD = ["Direction", "Topics", "New name", "Except"]
+ROUTE_HEAD = ["Direction", "Topics", "New name", "Exceptions"]
 RESULT_HEAD = ["From", "Topic", "Becomes"]
 REFUSED_HEAD = [*ROUTE_HEAD, "Why"]
 

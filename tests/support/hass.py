@@ -28,7 +28,7 @@ homeassistant:
   elevation: 0
   unit_system: metric
   country: GB
-  language: en
+  language: {language}
   currency: EUR
 frontend:
 history:
@@ -54,12 +54,13 @@ class HomeAssistant(Service):
 
     host = HOST
 
-    def __init__(self, folder: Path, *, port: int = 0, log_level: str = "info") -> None:
+    def __init__(self, folder: Path, *, port: int = 0, log_level: str = "info", language: str = "en") -> None:
         """Take the configuration folder; `log_level` is that of the integration."""
         super().__init__("hass", folder / "hass.log")
         self.folder = folder
         self.port = port
         self._log_level = log_level
+        self._language = language
         self._old_log = self.log
 
     @property
@@ -78,7 +79,8 @@ class HomeAssistant(Service):
             return
         self.port = self.port or free_port()
         storage.mkdir(parents=True)
-        (self.folder / "configuration.yaml").write_text(_CONFIGURATION.format(log_level=self._log_level))
+        configuration = _CONFIGURATION.format(log_level=self._log_level, language=self._language)
+        (self.folder / "configuration.yaml").write_text(configuration)
         (self.folder / "custom_components").symlink_to(CHECKOUT / "custom_components")
         # A host and port given any other way would be on trial, and be taken back after five minutes.
         stable = {

@@ -51,9 +51,10 @@ class HomeAssistantApi:
 
     # Users
 
-    async def onboard(self, name: str, user: str, password: str) -> None:
-        """Create the owner at the first start, log in; at later starts log in."""
-        body = {"client_id": self._client_id, "name": name, "username": user, "password": password, "language": "en"}
+    async def onboard(self, name: str, user: str, password: str, language: str = "en") -> None:
+        """Create the owner at the first start, log in; at later starts log in. Areas are named in the language."""
+        owner = {"name": name, "username": user, "password": password, "language": language}
+        body = {"client_id": self._client_id, **owner}
         async with self._session.post(f"{self.url}/api/onboarding/users", json=body) as response:
             # Once everything is done, Home Assistant has no such address any more.
             code = None if response.status in {403, 404} else (await _checked(response))["auth_code"]
