@@ -29,8 +29,10 @@ from ..support.packets import (
 )
 from ..support.processes import wait_until
 from ..support.scripted_broker import ScriptedBroker, ScriptedConnection
+from ..support.version_gate import BRIDGE_BIT
 
 PUBACK = PacketType.PUBACK
+BRIDGE_3_1_1 = 4 | BRIDGE_BIT
 
 
 class Wire:
@@ -121,7 +123,7 @@ async def test_what_we_ask_for(wire: Wire) -> None:
     connection = await wire.start()
     connect = connection.connect
     assert (connect.client_id, connect.username, connect.password) == ("my bridge", "user", b"secret")
-    assert connect.level == 5, "neither an old version nor mosquitto's bridge bit, which strict brokers refuse"
+    assert connect.level == 5, "neither an old version nor mosquitto's bridge bit, of which MQTT 5 knows nothing"
     assert connect.keepalive == 17
     assert not connect.clean
     assert connect.properties == {
@@ -262,29 +264,31 @@ async def test_a_broker_that_says_it_does_not_know_mqtt_5(wire: Wire) -> None:
     connection = await wire.start()
     connection.send(Connack(code=0x84, properties={}).encode())
     remote = await wire.remote_broker.session()
-    assert remote.connect.level == 4
+    assert remote.connect.level == BRIDGE_3_1_1
     assert not remote.connect.clean
     await wire.running()
     assert wire.link.protocol == "3.1.1"
     assert wire.link.error is None
     await remote.close()
     again = await wire.remote_broker.session()
-    assert again.connect.level == 4
+    assert again.connect.level == BRIDGE_3_1_1
 
 
 async def test_a_broker_of_3_1_1_that_says_so_in_its_own_words(wire: Wire) -> None:
     connection = await wire.start()
     connection.send(b"\x20\x02\x00\x01")
     remote = await wire.remote_broker.session()
-    assert remote.connect.level == 4
+    assert remote.connect.level == BRIDGE_3_1_1
     await wire.running()
 
 
 async def test_a_broker_that_refuses_both_versions(wire: Wire) -> None:
     connection = await wire.start()
     connection.send(Connack(code=0x84, properties={}).encode())
-    connection = await wire.remote_broker.accept()
-    connection.send(b"\x20\x02\x00\x01")
+    for level in (BRIDGE_3_1_1, 4):
+        connection = await wire.remote_broker.accept()
+        assert connection.connect.level == level
+        connection.send(b"\x20\x02\x00\x01")
     error = await wire.error()
     assert (error.code, error.reason_code) == (ErrorCode.PROTOCOL_VERSION, 1)
     assert wire.link.state is LinkState.REFUSED
@@ -299,7 +303,7 @@ async def test_a_broker_that_hangs_up_on_mqtt_5(wire: Wire) -> None:
         await connection.close()
         connection = await wire.remote_broker.accept()
         levels.append(connection.connect.level)
-    assert levels == [5, 5, 4]
+    assert levels == [5, 5, BRIDGE_3_1_1]
     await connection.handshake()
     await connection.subscribed()
     await wire.running()
@@ -312,7 +316,7 @@ async def test_a_broker_that_was_only_restarting_gets_mqtt_5_again(wire: Wire) -
     for _ in range(2):
         await connection.close()
         connection = await wire.remote_broker.accept()
-    assert connection.connect.level == 4
+    assert connection.connect.level == BRIDGE_3_1_1
     await connection.handshake()
     await connection.subscribed()
     await wire.running()

@@ -117,7 +117,8 @@ class Forwarder(PublishReceiver, AckReceiver, StreamOwner):
         plan = self._router.find(topic)
         qos = first >> 1 & 3
         if qos == 0:
-            self._forward_qos_0(first, header, packet, plan)
+            if not self._is_echo(first, header, packet):
+                self._forward_qos_0(first, header, packet, plan)
             return
         if qos == 3:
             raise codec.MalformedPacketError("PUBLISH with QoS 3")
@@ -137,10 +138,21 @@ class Forwarder(PublishReceiver, AckReceiver, StreamOwner):
             message.stage = Stage.DONE
             self._acknowledge(message)
             return
-        if plan.route is None:
+        if self._is_echo(first, header, packet):
+            self._finish(message)
+        elif plan.route is None:
             self._drop_unrouted(message)
-            return
-        self._forward(message)
+        else:
+            self._forward(message)
+
+    def _is_echo(self, first: int, header: int, packet: bytes) -> bool:
+        """Whether it is what the other direction has sent to the source, which sends it back."""
+        echoes = self._source.echoes if self._source is not None else None
+        # A retained message is not the one just published, but the topic's last, sent for a subscription.
+        if echoes is None or first & codec.RETAIN:
+            return False
+        topic, _, _, payload = codec.split_publish(first, header, packet, v5=False)
+        return echoes.take(topic, payload)
 
     def _forward(self, message: Message) -> None:
         """Send a new message, or let it wait for its turn."""
@@ -335,6 +347,10 @@ class Forwarder(PublishReceiver, AckReceiver, StreamOwner):
         if len(out) > target.limits.max_packet:
             self._drop(message, DropReason.TOO_LARGE, f"{len(out)} bytes, the broker takes {target.limits.max_packet}")
             return
+        if target.echoes is not None and message.plan.comes_back and not message.again:
+            # Not for a message that is sent again, as the broker may take it for the same: a copy rather than a loss.
+            topic, _, _, payload = codec.split_publish(out[0], codec.header_length(out), out, v5=False)
+            target.echoes.expect(topic, payload)
         (target if stream is None else stream).write(out)
         message.qos = qos
         if qos:

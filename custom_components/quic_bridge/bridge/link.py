@@ -8,21 +8,21 @@ from typing import Final
 
 from .backoff import Backoff
 from .config import BackoffConfig, BrokerConfig, FailoverConfig, TransportKind
+from .echoes import Echoes
 from .endpoints import Endpoints
 from .errors import REFUSED_ERRORS, BridgeError, ErrorCode
-from .paho_client import MQTT_3_1_1, MQTT_5
+from .paho_client import MQTT_5
 from .reasons import reason_text
 from .routes import Subscription
 from .session import AckReceiver, MqttSession, PublishReceiver
 from .status import LinkError, LinkState, LinkStatus, Side, TransportStatus
 from .transport import make_transport
+from .versions import VersionChoice
 
 _LOGGER = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT: Final = 3.0
 """Seconds for a farewell. Home Assistant gives an unload ten seconds in all."""
-_GUESS_EVERY: Final = 3
-"""Of so many connections in a row that a broker closed without answering CONNECT, the last is tried with MQTT 3.1.1."""
 
 
 class Link:
@@ -53,10 +53,9 @@ class Link:
         self._acks = acks
         self._subscriptions = subscriptions
         self._changed = changed
-        self._protocol = MQTT_5
-        self._told_3_1_1 = False
-        self._speaks_5 = False
-        self._unanswered = 0
+        self._version = VersionChoice()
+        self._try_at_once = False
+        self._echoes = Echoes()
         self._session: MqttSession | None = None
         self._subscribed: dict[str, Subscription] = {}
         self._subscribed_in: MqttSession | None = None
@@ -96,7 +95,7 @@ class Link:
             reconnects=max(0, self._sessions - 1),
             attempts=self._attempts,
             session_present=self._session_present,
-            protocol="5" if self._protocol == MQTT_5 else "3.1.1",
+            protocol="5" if self._version.protocol == MQTT_5 else "3.1.1",
             failed_filters=self._failed_filters,
             details=self._details,
             endpoint=self._endpoints.status,
@@ -150,12 +149,13 @@ class Link:
             except Exception as failure:
                 _LOGGER.exception("Unexpected error in the %s connection", self.side)
                 error = BridgeError(ErrorCode.INTERNAL, f"internal error: {failure!r}")
-            if not self._tries_other_version(error):
+            if not self._try_at_once:
                 await self._pause(error)
 
     async def _connect(self) -> BridgeError:
         """One attempt and, if it succeeds, the whole session; returns why that ended."""
         self._next_attempt = None
+        self._try_at_once = False
         self._attempts += 1
         self._wake.clear()
         self._asked = False
@@ -163,8 +163,17 @@ class Link:
         config = self._endpoints.dial()
         transport = make_transport(config)
         self._transport = transport.kind
-        self._protocol = self._choose_protocol()
-        session = MqttSession(config, transport, protocol=self._protocol, publishes=self._publishes, acks=self._acks)
+        version = self._version
+        version.choose()
+        session = MqttSession(
+            config,
+            transport,
+            protocol=version.protocol,
+            publishes=self._publishes,
+            acks=self._acks,
+            bridge_bit=version.bridge_bit,
+            echoes=None if version.protocol == MQTT_5 or version.bridge_bit else self._echoes,
+        )
         self._session = session
         try:
             await session.open()
@@ -172,9 +181,9 @@ class Link:
             self._connected_at = _now()
             self._sessions += 1
             self._session_present = session.session_present
-            self._attempts = self._unanswered = 0
+            self._attempts = 0
             self._known.clear()
-            self._speaks_5 = session.v5
+            version.accepted()
             _LOGGER.info(
                 "Connected to the %s broker %s:%d by %s, MQTT %s, session %s",
                 self.side,
@@ -191,8 +200,8 @@ class Link:
             return await self._hold(session)
         except BridgeError as error:
             session.fail(error)
-            if self._began is None and session.asked and error.code is ErrorCode.CLOSED_BY_BROKER:
-                self._unanswered += 1
+            unanswered = self._began is None and session.asked and error.code is ErrorCode.CLOSED_BY_BROKER
+            self._try_at_once = version.failed(error, unanswered=unanswered)
             raise
         except asyncio.CancelledError:
             await self._say_goodbye(session)
@@ -274,23 +283,6 @@ class Link:
                 await session.unsubscribe(gone)
                 for name in gone:
                     del self._subscribed[name]
-
-    def _choose_protocol(self) -> int:
-        """Version for the next attempt: MQTT 5, or 3.1.1 for a broker that does not speak 5.
-
-        Some say so (reason 0x84, or 1 from a 3.1.1 broker). Some just close the connection, but so does a broker, or
-        a proxy in front of it, that is being restarted: then 3.1.1 is tried now and then, and a session got in that
-        way does not commit us, as one without MQTT 5 does less.
-        """
-        guess = not self._speaks_5 and self._unanswered % _GUESS_EVERY == _GUESS_EVERY - 1
-        return MQTT_3_1_1 if self._told_3_1_1 or guess else MQTT_5
-
-    def _tries_other_version(self, error: BridgeError) -> bool:
-        """Note what the broker says of the version; True: try the other one at once."""
-        if error.code is not ErrorCode.PROTOCOL_VERSION:
-            return False
-        self._told_3_1_1 = self._protocol == MQTT_5
-        return self._told_3_1_1
 
     async def _pause(self, error: BridgeError) -> None:
         """Make the loss known and wait for the next attempt."""

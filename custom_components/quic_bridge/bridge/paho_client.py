@@ -76,7 +76,14 @@ class PahoClient(paho.Client):
     """paho's client on a byte socket, with packet identifiers that the session chooses."""
 
     def __init__(
-        self, config: BrokerConfig, protocol: int, socket: ByteSocket, free_mid: Callable[[], int], *, clean: bool
+        self,
+        config: BrokerConfig,
+        protocol: int,
+        socket: ByteSocket,
+        free_mid: Callable[[], int],
+        *,
+        clean: bool,
+        bridge_bit: bool,
     ) -> None:
         super().__init__(
             CallbackAPIVersion.VERSION2,
@@ -87,6 +94,8 @@ class PahoClient(paho.Client):
         )
         self._byte_socket = socket
         self._free_mid = free_mid
+        if bridge_bit:
+            self.enable_bridge_mode()
         if config.username is not None:
             self.username_pw_set(config.username, config.password)
 

@@ -192,6 +192,8 @@ class Plan:
     topic: bytes | None = None
     """The new name; None: the same."""
     excluded: bool = False
+    comes_back: bool = False
+    """Whether we are subscribed at the target to what the messages are called there."""
 
 
 class Router:
@@ -204,6 +206,7 @@ class Router:
         routes = tuple(routes)
         opposite = Direction.TO_LOCAL if direction is Direction.TO_REMOTE else Direction.TO_REMOTE
         self._ways = [(route, way) for route in routes if (way := route.way(direction))]
+        self._filters_back = [way.topic_filter for route in routes if (way := route.way(opposite))]
         self._ways_back = [back for route in routes if (way := route.way(opposite)) and (back := way.reversed())]
         self._reversed = direction is Direction.TO_LOCAL
         self._cache: dict[bytes, Plan] = {}
@@ -230,7 +233,8 @@ class Router:
             if any(matches(topic_filter, subject) for topic_filter in route.exclude):
                 excluded = True
                 continue
-            return Plan(route, None if new == name else new.encode())
+            comes_back = any(matches(topic_filter, new) for topic_filter in self._filters_back)
+            return Plan(route, None if new == name else new.encode(), comes_back=comes_back)
         return Plan(None, excluded=excluded)
 
     def response_topic(self, topic: bytes) -> bytes:

@@ -21,6 +21,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from . import codec
 from .config import BrokerConfig
+from .echoes import Echoes
 from .errors import BridgeError, ErrorCode
 from .paho_client import (
     MQTT_5,
@@ -120,13 +121,20 @@ class MqttSession(TransportReceiver):
         publishes: PublishReceiver,
         acks: AckReceiver,
         clean: bool = False,
+        bridge_bit: bool = False,
+        echoes: Echoes | None = None,
     ) -> None:
-        """Prepare a session; `clean` asks for a new one that the broker forgets at once when it ends."""
+        """Prepare a session; `clean` asks for a new one that the broker forgets at once when it ends.
+
+        `bridge_bit` tells a broker of MQTT 3.1.1 that we are a bridge, which must not get its own messages back; with
+        `echoes` it sends them back, and they are to be recognised.
+        """
         self.config = config
         self.transport = transport
         self.protocol = protocol
         self.v5 = protocol == MQTT_5
         self.limits = Limits(window=1)
+        self.echoes = echoes
         self.session_present = False
         self.congested = False
         self.connected = False
@@ -142,7 +150,7 @@ class MqttSession(TransportReceiver):
         self._clean = clean
         self._framer = codec.Framer(config.max_packet)
         self._socket = ByteSocket(transport.write)
-        self._paho = PahoClient(config, protocol, self._socket, self.reserve_mid, clean=clean)
+        self._paho = PahoClient(config, protocol, self._socket, self.reserve_mid, clean=clean, bridge_bit=bridge_bit)
         self._paho.on_connect = self._on_connect
         loop = asyncio.get_running_loop()
         self._loop = loop
@@ -262,6 +270,8 @@ class MqttSession(TransportReceiver):
         )
         self._keepalive = number(props, "ServerKeepAlive", self.config.keepalive)
         self.session_present = flags.session_present
+        if self.echoes is not None and not self.session_present:
+            self.echoes.clear()
         self.connected = True
         self._connack.set_result(None)
         self._schedule_ping()
