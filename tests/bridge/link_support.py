@@ -73,6 +73,7 @@ class BridgeScene:
         self.failover = FailoverConfig()
         self.outbox: OutboxConfig | None = None
         self.outbox_path = folder / "outbox.db"
+        self.tickets: Path | None = None
         self.settings: Callable[[], BrokerConfig] = lambda: self.local_config
         """What the bridge asks for the local broker."""
         self.listener_error: Exception | None = None
@@ -93,6 +94,7 @@ class BridgeScene:
                 backoff=self.backoff,
                 failover=self.failover,
                 outbox=self.outbox,
+                tickets=self.tickets,
             )
             self._bridge = Bridge(config, lambda: self.settings(), self._on_status)  # noqa: PLW0108 - may be changed
         return self._bridge

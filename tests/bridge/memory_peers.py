@@ -61,11 +61,12 @@ class MemoryTransport:
         self.receiver: TransportReceiver | None = None
         self.closed = False
 
-    async def connect(self, receiver: TransportReceiver) -> None:
+    async def connect(self, receiver: TransportReceiver, hello: bytes = b"") -> None:
         """See Transport."""
         await asyncio.sleep(0)
         self.receiver = receiver
         self._peer.connected(self)
+        self.write(hello)
 
     def write(self, data: bytes) -> None:
         """See Transport."""
@@ -233,7 +234,7 @@ class Table:
         peers = {1: self.local, 2: self.remote}
         self._make = vars(link)["make_transport"]
 
-        def make_transport(config: BrokerConfig) -> Transport:
+        def make_transport(config: BrokerConfig, _tickets: object) -> Transport:
             return MemoryTransport(peers[config.port])
 
         vars(link)["make_transport"] = make_transport

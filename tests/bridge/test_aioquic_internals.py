@@ -4,6 +4,7 @@ Client and server talk in memory, at times of our own choosing.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 import importlib.metadata
 from ipaddress import IPv4Address
 import logging
@@ -21,7 +22,7 @@ from aioquic.quic.packet import (
     pull_quic_transport_parameters,
     push_quic_transport_parameters,
 )
-from aioquic.tls import AlertDescription, Epoch
+from aioquic.tls import AlertDescription, Epoch, SessionTicket
 import certifi
 from cryptography import x509
 import pytest
@@ -72,14 +73,29 @@ def accept(certificate: x509.Certificate, chain: list[x509.Certificate]) -> None
 class Pair:
     """A client and, once it has heard of it, a server."""
 
-    def __init__(self, certs: Certificates, verify: CertificateCheck | None = accept) -> None:
-        """Begin the client's handshake."""
+    def __init__(
+        self,
+        certs: Certificates,
+        verify: CertificateCheck | None = accept,
+        *,
+        ticket: SessionTicket | None = None,
+        known: SessionTicket | None = None,
+        early: bytes = b"",
+    ) -> None:
+        """Begin the client's handshake: with a ticket, if there is one, of which the server knows `known`."""
+        self.tickets: list[SessionTicket] = []
+        self.known = known
         self.now = 100.0
         self.client = ClientConnection(
             configuration=QuicConfiguration(
-                alpn_protocols=["mqtt"], server_name="localhost", max_data=WINDOW, max_stream_data=WINDOW
+                alpn_protocols=["mqtt"],
+                server_name="localhost",
+                max_data=WINDOW,
+                max_stream_data=WINDOW,
+                session_ticket=ticket,
             ),
             verify=verify,
+            on_ticket=self.tickets.append,
         )
         self.server_configuration = QuicConfiguration(is_client=False, alpn_protocols=["mqtt"])
         self.server_configuration.load_cert_chain(certs.server.cert_file, certs.server.key_file)
@@ -88,6 +104,8 @@ class Pair:
         self.client_events: list[events.QuicEvent] = []
         self.server_events: list[events.QuicEvent] = []
         self.client.connect(ADDRESS, self.now)
+        if early:
+            self.client.send_stream_data(STREAM_ID, early)
 
     @property
     def peer(self) -> QuicConnection:
@@ -104,6 +122,8 @@ class Pair:
             self.server = self.server_class(
                 configuration=self.server_configuration,
                 original_destination_connection_id=first[6 : 6 + first[5]],
+                session_ticket_fetcher=lambda _: self.known,
+                session_ticket_handler=lambda _: None,
             )
         if not drop:
             for datagram, _ in sent:
@@ -267,6 +287,150 @@ def test_the_check_survives_a_retry(certs: Certificates) -> None:
     assert len(seen) == 1
     assert pair.client.is_trusted
     assert pair.client._handshake_confirmed
+
+
+# Tickets
+
+
+@pytest.fixture
+def ticket(pair: Pair) -> SessionTicket:
+    """A ticket of the server's."""
+    (ticket,) = pair.tickets
+    return ticket
+
+
+def refuse(certificate: x509.Certificate, chain: list[x509.Certificate]) -> None:
+    """Trust nobody."""
+    raise BridgeError(ErrorCode.CERTIFICATE_UNTRUSTED, "nobody")
+
+
+def completed(pair: Pair) -> events.HandshakeCompleted:
+    """Return how the client's handshake ended."""
+    (event,) = [event for event in pair.client_events if isinstance(event, events.HandshakeCompleted)]
+    return event
+
+
+def test_a_resumed_handshake_shows_no_certificate_and_is_trusted(certs: Certificates, ticket: SessionTicket) -> None:
+    pair = Pair(certs, refuse, ticket=ticket, known=ticket)
+    assert not pair.client.is_trusted
+    assert not pair.client.resumed
+    pair.settle()
+    assert completed(pair).session_resumed
+    assert pair.client.resumed
+    assert pair.client.is_trusted
+    assert not pair.client.certificate_checked
+    assert pair.client.certificate is None
+    assert len(pair.tickets) == 1, "the next connection needs one, too"
+
+
+def test_a_full_handshake_shows_its_certificate(pair: Pair, certs: Certificates) -> None:
+    assert not pair.client.resumed
+    assert pair.client.certificate == x509.load_pem_x509_certificate(certs.server.pem.encode())
+    fresh = ClientConnection(configuration=QuicConfiguration(), verify=None)
+    assert (fresh.certificate, fresh.resumed) == (None, False)
+
+
+def test_who_does_not_know_the_tickets_secret_does_not_pass(certs: Certificates, ticket: SessionTicket) -> None:
+    pair = Pair(certs, refuse, ticket=ticket, known=replace(ticket, resumption_secret=bytes(48)))
+    pair.settle()
+    assert not pair.client.is_trusted
+    assert not any(isinstance(event, events.HandshakeCompleted) for event in pair.client_events)
+
+
+def test_a_ticket_that_is_refused_leads_to_the_certificate(certs: Certificates, ticket: SessionTicket) -> None:
+    pair = Pair(certs, ticket=ticket)
+    pair.settle()
+    assert not completed(pair).session_resumed
+    assert pair.client.certificate_checked
+    pair = Pair(certs, refuse, ticket=ticket)
+    pair.settle()
+    assert pair.client.certificate_error is not None
+    assert not pair.client.is_trusted
+
+
+def test_early_data_comes_with_the_first_flight_and_once(certs: Certificates, ticket: SessionTicket) -> None:
+    pair = Pair(certs, ticket=ticket, known=ticket, early=b"early")
+    pair.to_server()
+    assert pair.server_data() == b"early"
+    pair.settle()
+    assert completed(pair).early_data_accepted
+    pair.client.send_stream_data(STREAM_ID, b", late")
+    pair.settle()
+    assert pair.server_data() == b"early, late"
+
+
+def test_no_early_data_with_a_ticket_that_does_not_allow_it(certs: Certificates, ticket: SessionTicket) -> None:
+    ticket = replace(ticket, max_early_data_size=None)
+    pair = Pair(certs, ticket=ticket, known=ticket, early=b"early")
+    pair.to_server()
+    assert pair.server_data() == b""
+    pair.settle()
+    assert pair.server_data() == b"early"
+
+
+def test_refused_early_data_is_sent_again_at_once(
+    certs: Certificates, ticket: SessionTicket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """... within the limits of now, which may be narrower than those that the ticket remembers."""
+
+    def narrow(parameters: QuicTransportParameters) -> None:
+        parameters.initial_max_stream_data_bidi_remote = 3
+
+    change(monkeypatch, narrow)
+    pair = Pair(certs, ticket=ticket, early=b"early")
+    pair.server_class = ServerConnection
+    pair.to_server()
+    assert pair.server_data() == b""
+    pair.to_client()
+    assert not completed(pair).early_data_accepted
+    lost = pair.client.packets_lost
+    pair.client.early_data_refused(pair.now)
+    pair.to_server()
+    assert pair.server_data() == b"ear"
+    assert pair.client.packets_lost == lost
+    assert pair.client.close_event is None
+
+
+def test_early_data_survives_a_retry(certs: Certificates, ticket: SessionTicket) -> None:
+    pair = Pair(certs, ticket=ticket, known=ticket, early=b"early")
+    first = pair.client.datagrams_to_send(pair.now)[0][0]
+    original, source = first[6:14], b"retry..."
+    retry = encode_quic_retry(
+        version=1,
+        source_cid=source,
+        destination_cid=pair.client.host_cid,
+        original_destination_cid=original,
+        retry_token=b"token",
+    )
+    pair.client.receive_datagram(retry, ADDRESS, pair.now)
+    pair.server = QuicConnection(
+        configuration=pair.server_configuration,
+        original_destination_connection_id=original,
+        retry_source_connection_id=source,
+        session_ticket_fetcher=lambda _: ticket,
+    )
+    pair.settle()
+    assert completed(pair).early_data_accepted
+    assert pair.server_data() == b"early"
+
+
+def test_what_a_ticket_remembers_is_not_taken_for_this_connection(
+    certs: Certificates, ticket: SessionTicket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 9000 section 7.4.1."""
+
+    def odd(parameters: QuicTransportParameters) -> None:
+        parameters.ack_delay_exponent = 8
+        parameters.disable_active_migration = True
+
+    change(monkeypatch, odd)
+    first = Pair(certs)
+    first.server_class = ServerConnection
+    first.settle()
+    second = Pair(certs, ticket=first.tickets[0], known=first.tickets[0])
+    assert second.client._remote_ack_delay_exponent == 3
+    second.settle()
+    assert second.client.can_move
 
 
 # Transport parameters

@@ -326,7 +326,7 @@ async def test_ending_in_the_middle_of_connect(certs: Certificates, front: Front
     front.freeze()
     transport = QuicTransport(quic_config(front.address, certs.ca_pem))
     connecting = asyncio.ensure_future(transport.connect(Receiver()))
-    await wait_until(lambda: transport._driver is not None)
+    await wait_until(lambda: transport._dialler._attempts)
     if how == "abort":
         transport.abort()
     else:
@@ -354,6 +354,7 @@ async def test_cancel_at_any_instant_leaves_nothing(certs: Certificates, front: 
         outcomes.add(type(outcome))
         transport.abort()
         assert transport._driver is None
+        assert not transport._dialler._attempts
         assert not receiver.lost
     assert asyncio.CancelledError in outcomes
     assert BridgeError in outcomes

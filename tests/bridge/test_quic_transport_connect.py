@@ -280,7 +280,7 @@ async def test_an_executor_that_is_busy(certs: Certificates) -> None:
 async def test_all_addresses_are_tried(certs: Certificates, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first refuses, the second swallows everything, the third is the broker."""
     pytest_socket.socket_allow_hosts(["127.0.0.1", "127.0.0.2", "127.0.0.3"], allow_unix_socket=True)
-    monkeypatch.setattr(addresses, "ADDRESS_TIMEOUT", 0.5)
+    monkeypatch.setattr(addresses, "ATTEMPT_DELAY", 0.05)
     silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     silent.bind(("127.0.0.2", front.port))
     hosts = ["127.0.0.3", "127.0.0.2", "127.0.0.1"]

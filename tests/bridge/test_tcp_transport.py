@@ -174,7 +174,7 @@ async def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_all_addresses_are_tried(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest_socket.socket_allow_hosts(["127.0.0.1", "127.0.0.2", "255.255.255.255"], allow_unix_socket=True)
-    monkeypatch.setattr(addresses, "ADDRESS_TIMEOUT", 0.3)
+    monkeypatch.setattr(addresses, "ATTEMPT_DELAY", 0.05)
     hosts = ["255.255.255.255", "127.0.0.2", "127.0.0.1", "127.0.0.1"]
 
     async def resolve(*_: object, **__: object) -> list[object]:

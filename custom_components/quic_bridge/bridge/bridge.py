@@ -16,6 +16,7 @@ from .publisher import Publication, Publisher, Receipt
 from .rate import Rate
 from .routes import Direction, Route, Router, subscriptions
 from .status import BridgeState, BridgeStatus, DropReason, LinkState, Side
+from .transport import TicketStore
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Bridge:
             outbound = self._outbox
         self._outbound, self._inbound = outbound, inbound
         self._publisher = Publisher(outbound)
+        self._tickets = TicketStore(config.tickets) if config.tickets is not None else None
         self._local = Link(
             Side.LOCAL,
             local,
@@ -87,6 +89,7 @@ class Bridge:
             acks=self._publisher,
             subscriptions=lambda: subscriptions(self._routes, Direction.TO_LOCAL),
             changed=self._changed,
+            tickets=self._tickets,
         )
 
     @property
@@ -127,6 +130,8 @@ class Bridge:
         self._inbound.close()
         if self._outbox is not None:
             await self._outbox.stop()
+        if self._tickets is not None:
+            await self._tickets.close()
 
     async def apply_routes(self, routes: tuple[Route, ...]) -> None:
         """Follow other routes without dropping a connection: only the subscriptions that differ change."""

@@ -60,6 +60,12 @@ class QuicConfig:
     flow_window: int = 256 * 1024
     """Bytes under way: what the broker may send ahead of what the session took, and what the session may write ahead
     of the broker's acknowledgements before it is asked to pause. Bounds what one connection moves in a round trip."""
+    early_data: bool = False
+    """Send CONNECT with the first flight of a resumed connection (0-RTT).
+
+    Whoever sees it pass can send it to the broker again, though not read it. The broker then takes it for us and ends
+    our session's connection, unless it knows such repeats.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +178,8 @@ class BridgeConfig:
     guard: LoopGuard = field(default_factory=LoopGuard)
     outbox: OutboxConfig | None = None
     """None: what waits for the remote waits in the local broker's session, which keeps only so much."""
+    tickets: Path | None = None
+    """File for the remote's session tickets, which make reconnecting cheaper; None: each handshake is a full one."""
 
 
 MIN_CONNACK_TIMEOUT: Final = 5.0

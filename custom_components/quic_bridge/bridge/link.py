@@ -16,7 +16,7 @@ from .reasons import reason_text
 from .routes import Subscription
 from .session import AckReceiver, MqttSession, PublishReceiver
 from .status import LinkError, LinkState, LinkStatus, Side, TransportStatus
-from .transport import make_transport
+from .transport import TicketStore, make_transport
 from .versions import VersionChoice
 
 _LOGGER = logging.getLogger(__name__)
@@ -44,8 +44,9 @@ class Link:
         acks: AckReceiver,
         subscriptions: Callable[[], Sequence[Subscription]],
         changed: Callable[[], None],
+        tickets: TicketStore | None = None,
     ) -> None:
-        """Prepare a link; `start` sets it going."""
+        """Prepare a link; `start` sets it going. With `tickets` a QUIC connection resumes the one before."""
         self.side = side
         self._endpoints = Endpoints(failover, settings)
         self._backoff = Backoff(backoff)
@@ -53,6 +54,7 @@ class Link:
         self._acks = acks
         self._subscriptions = subscriptions
         self._changed = changed
+        self._tickets = tickets
         self._version = VersionChoice()
         self._try_at_once = False
         self._echoes = Echoes()
@@ -161,7 +163,7 @@ class Link:
         self._asked = False
         self._set_state(LinkState.CONNECTING)
         config = self._endpoints.dial()
-        transport = make_transport(config)
+        transport = make_transport(config, self._tickets)
         self._transport = transport.kind
         version = self._version
         version.choose()

@@ -41,7 +41,8 @@ class ByteSocket:
     """The little of a socket that paho uses, in memory."""
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
-        self._write = write
+        self.write = write
+        """Takes what paho sends."""
         self._incoming = bytearray()
 
     def feed(self, packet: bytes) -> None:
@@ -58,7 +59,7 @@ class ByteSocket:
 
     def send(self, data: bytes) -> int:
         """Hand bytes to the transport, all of them."""
-        self._write(bytes(data))
+        self.write(bytes(data))
         return len(data)
 
     def setblocking(self, _flag: bool) -> None:

@@ -149,7 +149,8 @@ class MqttSession(TransportReceiver):
         self._acks = acks
         self._clean = clean
         self._framer = codec.Framer(config.max_packet)
-        self._socket = ByteSocket(transport.write)
+        self._hello = bytearray()
+        self._socket = ByteSocket(self._hello.extend)
         self._paho = PahoClient(config, protocol, self._socket, self.reserve_mid, clean=clean, bridge_bit=bridge_bit)
         self._paho.on_connect = self._on_connect
         loop = asyncio.get_running_loop()
@@ -170,12 +171,12 @@ class MqttSession(TransportReceiver):
         """Connect the transport and log in. Raises BridgeError; releases everything if it does or is cancelled."""
         try:
             try:
-                await self.transport.connect(self)
+                self._make_connect()
+                await self.transport.connect(self, bytes(self._hello))
             except BridgeError:
                 if self._lost.done():  # `fail` closed the transport: it knows why
                     raise self._lost.result() from None
                 raise
-            self._send_connect()
             self.asked = True
             try:
                 async with asyncio.timeout(self.config.connack_timeout):
@@ -230,7 +231,8 @@ class MqttSession(TransportReceiver):
 
     # --- CONNECT --------------------------------------------------------------------------------------------------
 
-    def _send_connect(self) -> None:
+    def _make_connect(self) -> None:
+        """Have paho make CONNECT, before there is a connection: it may leave together with the handshake."""
         properties = None
         if self.v5:
             properties = make_properties(PacketTypes.CONNECT)
@@ -239,7 +241,7 @@ class MqttSession(TransportReceiver):
             if self.config.announce_limit:
                 properties.MaximumPacketSize = self.config.max_packet
         self._paho.connect_async(
-            "broker",  # paho wants a name; the transport is connected already
+            "broker",  # paho wants a name; the transport knows better
             1,
             self.config.keepalive,
             clean_start=self._clean if self.v5 else paho.MQTT_CLEAN_START_FIRST_ONLY,
@@ -249,6 +251,7 @@ class MqttSession(TransportReceiver):
             self._paho.reconnect()
         except PAHO_ERRORS as error:
             raise BridgeError(ErrorCode.CONFIGURATION, f"cannot build CONNECT: {error}") from error
+        self._socket.write = self.write
 
     def _on_connect(
         self,

@@ -90,6 +90,10 @@ class TransportStatus:
     """`QUIC v1`, `TLSv1.3` or None."""
     cipher: str | None = None
     handshake_ms: float | None = None
+    resumed: bool | None = None
+    """The handshake went by a session ticket, without certificates (QUIC)."""
+    early_data: bool | None = None
+    """CONNECT went with the first flight (0-RTT), and the broker took it there, or refused it and got it again."""
     rtt_ms: float | None = None
     packets_sent: int | None = None
     packets_lost: int | None = None

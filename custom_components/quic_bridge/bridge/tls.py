@@ -103,7 +103,7 @@ class CertificateVerifier:
         # A pasted certificate is an anchor also when it is not self-signed: an intermediate, or the broker's own.
         self._store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
         if tls.ca is None:
-            self._store.load_locations(_default_authorities())
+            self._store.load_locations(default_authorities())
             return
         for certificate in _load_certificates(tls.ca, "CA certificate"):
             self._store.add_cert(crypto.X509.from_cryptography(certificate))
@@ -186,7 +186,7 @@ def make_ssl_context(tls: TlsConfig) -> ssl.SSLContext:
     if not tls.verify:
         context.verify_mode = ssl.CERT_NONE
     elif tls.ca is None:
-        context.load_verify_locations(cafile=_default_authorities())
+        context.load_verify_locations(cafile=default_authorities())
     else:
         authorities = _load_certificates(tls.ca, "CA certificate")
         context.load_verify_locations(cadata=b"".join(_der(certificate) for certificate in authorities))
@@ -256,7 +256,7 @@ def _names(certificate: x509.Certificate) -> str:
     return ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
 
 
-def _default_authorities() -> str:
+def default_authorities() -> str:
     """Return the file of trusted certificates that Home Assistant itself uses."""
     return os.environ.get("REQUESTS_CA_BUNDLE") or certifi.where()
 

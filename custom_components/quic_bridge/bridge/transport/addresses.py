@@ -1,18 +1,21 @@
-"""From a host name to a connection: resolve with a deadline, then try every address in order."""
+"""From a host name to a connection: resolve with a deadline, then race the addresses (RFC 8305, happy eyeballs)."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 import errno
 import functools
+import itertools
 import logging
 import socket
 from typing import Final, override
 
 from ..errors import BridgeError, ErrorCode
 
-ADDRESS_TIMEOUT: Final = 3.0
-"""Most seconds for one address while there are others to try: enough for a round trip of 600 ms and a lost packet."""
+ATTEMPT_DELAY: Final = 0.25
+"""Seconds that an address gets before the next one is tried beside it (RFC 8305 section 5)."""
+MAX_ADDRESSES: Final = 8
+"""Addresses of a name that are tried; more are no help, and each is a socket."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -45,7 +48,9 @@ async def in_executor[**P, T](deadline: float, work: Callable[P, T], *args: P.ar
 
 
 async def resolve(host: str, port: int, kind: socket.SocketKind, deadline: float) -> list[Address]:
-    """Find the addresses of a host, in the order the resolver prefers; `deadline` is in the loop's time.
+    """Find the addresses of a host, in the order to try them; `deadline` is in the loop's time.
+
+    The resolver's order (RFC 6724), but the families take turns, so that one that leads nowhere costs one attempt only.
 
     Raises BridgeError NAME_NOT_FOUND.
     """
@@ -73,33 +78,65 @@ async def resolve(host: str, port: int, kind: socket.SocketKind, deadline: float
                 addresses.append(address)
     if not addresses:
         raise BridgeError(ErrorCode.NAME_NOT_FOUND, f"The host name {host!r} has no IP address")
-    return addresses
+    first = [address for address in addresses if address.family == addresses[0].family]
+    second = [address for address in addresses if address.family != addresses[0].family]
+    turns = itertools.zip_longest(first, second)
+    return [address for turn in turns for address in turn if address is not None][:MAX_ADDRESSES]
 
 
-async def try_addresses(
-    addresses: list[Address], deadline: float, dial: Callable[[Address, float], Awaitable[None]]
-) -> None:
-    """Call `dial(address, its deadline)` for one address after the other until one succeeds.
+async def race[T](
+    addresses: list[Address],
+    failures: list[BridgeError],
+    dial: Callable[[Address], Coroutine[object, object, T]],
+    release: Callable[[T], None],
+) -> tuple[Address, T]:
+    """Dial the addresses, each a while after the one before it, and return the first that succeeds, with its result.
 
-    Raises the BridgeError that says most about the cause.
+    Those that lose are cancelled, and if it was too late for that, released. Addresses that fail leave the list, and
+    their errors go to `failures`. When none is left, raises the BridgeError of those that says most about the cause.
     """
     loop = asyncio.get_running_loop()
-    errors: list[BridgeError] = []
-    for index, address in enumerate(addresses):
-        is_last = index == len(addresses) - 1
-        try:
-            await dial(address, deadline if is_last else min(deadline, loop.time() + ADDRESS_TIMEOUT))
-        except BridgeError as error:
-            _LOGGER.debug("No connection to %s: %s", address, error)
-            errors.append(error)
-            if loop.time() >= deadline:
-                break
-        else:
-            return
-    best = max(errors, key=lambda error: _UNINFORMATIVE.index(error.code) if error.code in _UNINFORMATIVE else 9)
-    if len(errors) == 1:
-        raise best
-    raise BridgeError(best.code, f"{best.text} (tried {len(errors)} addresses)", reason_code=best.reason_code) from best
+    waiting = list(addresses)
+    running: dict[asyncio.Task[T], Address] = {}
+    next_at = loop.time()
+    try:
+        while waiting or running:
+            if waiting and (loop.time() >= next_at or not running):
+                address = waiting.pop(0)
+                running[loop.create_task(dial(address), name=f"dial {address}")] = address
+                next_at = loop.time() + ATTEMPT_DELAY
+            timeout = max(0.0, next_at - loop.time()) if waiting else None
+            done, _ = await asyncio.wait(running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                try:
+                    result = task.result()
+                except BridgeError as error:
+                    address = running.pop(task)
+                    _LOGGER.debug("No connection to %s: %s", address, error)
+                    failures.append(error)
+                    addresses.remove(address)
+                    next_at = loop.time()
+                else:
+                    return running.pop(task), result
+        raise summary(failures)
+    finally:
+        for task in running:
+            if not task.done():
+                task.cancel()
+            elif not task.cancelled() and task.exception() is None:
+                release(task.result())
+        if running:
+            await asyncio.wait(running)
+
+
+def summary(failures: list[BridgeError]) -> BridgeError:
+    """Return the error that says most about why none of the addresses can be used."""
+    best = max(failures, key=lambda error: _UNINFORMATIVE.index(error.code) if error.code in _UNINFORMATIVE else 9)
+    if len(failures) == 1:
+        return best
+    error = BridgeError(best.code, f"{best.text} (tried {len(failures)} addresses)", reason_code=best.reason_code)
+    error.__cause__ = best
+    return error
 
 
 def reach_error(error: OSError, address: Address) -> BridgeError:

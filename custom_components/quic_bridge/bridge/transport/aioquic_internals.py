@@ -84,8 +84,8 @@ class ClientConnection(QuicConnection):
 
     certificate_error: BridgeError | None = None
     """Why our check refused the peer's certificate, once it did."""
-    is_trusted: bool = False
-    """The peer's certificate passed our check, or none was asked for; a handshake must not count without it."""
+    certificate_checked: bool = False
+    """The peer's certificate passed our check, or none was asked for."""
     packets_received: int = 0
     """Packets that were authentic and new: what proves that the peer lives."""
     packets_acknowledged: int = 0
@@ -93,23 +93,31 @@ class ClientConnection(QuicConnection):
     packets_lost: int = 0
     """Packets declared lost by loss detection (not those a probe timeout sent again on suspicion)."""
 
-    def __init__(self, *, configuration: QuicConfiguration, verify: CertificateCheck | None) -> None:
+    def __init__(
+        self,
+        *,
+        configuration: QuicConfiguration,
+        verify: CertificateCheck | None,
+        on_ticket: tls.SessionTicketHandler | None = None,
+    ) -> None:
         """Make a client connection; `verify` None accepts any certificate.
 
-        The configuration's max_stream_data is the receive window.
+        The configuration's max_stream_data is the receive window. Its session_ticket, if it allows early data, makes
+        what is written before the handshake leave at once, readable by the peer alone but open to replay (0-RTT).
+        `on_ticket` gets each ticket that the peer gives.
         """
         self._verify = verify
         self._consumed = 0
         self._unanswered = 0
         self._window = configuration.max_stream_data
-        self.is_trusted = verify is None
+        self.certificate_checked = verify is None
         if verify is None:
             configuration.verify_mode = ssl.CERT_NONE
         else:
             # Nothing is trusted: should our check below ever not be called, aioquic's own refuses every certificate.
             configuration.verify_mode = ssl.CERT_REQUIRED
             configuration.cadata = b""
-        super().__init__(configuration=configuration)
+        super().__init__(configuration=configuration, session_ticket_handler=on_ticket)
         self._logger = _QuietAdapter(self._logger.logger, self._logger.extra)
         for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
             limit.value = limit.sent = FOREIGN_STREAMS
@@ -121,6 +129,9 @@ class ClientConnection(QuicConnection):
 
     @override
     def _initialize(self, peer_cid: bytes) -> None:
+        if self._spaces:
+            # A Retry: what left as early data would be waited for in a packet space that is gone.
+            self._send_again(0.0)
         super()._initialize(peer_cid)
         # `tls` is made anew here, also after a Retry.
         if self._verify is not None:
@@ -137,13 +148,15 @@ class ClientConnection(QuicConnection):
                     raise _CertificateAlert(error) from error
                 context._verify_mode = ssl.CERT_NONE
                 aioquics_own(input_buf)  # the proof that the peer holds the certificate's key
-                self.is_trusted = True
+                self.certificate_checked = True
 
             self.tls._client_handle_certificate_verify = check_certificate  # type: ignore[method-assign]
 
     @override
     def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
         super()._parse_transport_parameters(data, from_session_ticket)
+        if from_session_ticket:
+            return
         parameters = pull_quic_transport_parameters(Buffer(data=data))
         if parameters.max_idle_timeout == 0:
             # "No timeout" (RFC 9000 section 18.2); aioquic takes it for 0 s and ends the connection after 3 PTO.
@@ -253,6 +266,23 @@ class ClientConnection(QuicConnection):
         loss._pacer = QuicPacketPacer(max_datagram_size=size)
         self._watch_packets()
 
+    def _send_again(self, now: float) -> None:
+        """Take all application data under way for not delivered, though by no fault of the network's."""
+        space = self._spaces[tls.Epoch.ONE_RTT]
+        packets = tuple(space.sent_packets.values())
+        self._loss._on_packets_lost(congestion_event=False, now=now, packets=packets, space=space)
+        space.loss_time = None
+
+    def early_data_refused(self, now: float) -> None:
+        """Send early data again, which the peer did not take, within the limits that it has named now.
+
+        aioquic by itself waits until loss detection finds out.
+        """
+        self._send_again(now)
+        stream = self._streams.get(STREAM_ID)
+        if stream is not None:
+            stream.max_stream_data_remote = self._remote_max_stream_data_bidi_remote
+
     def consume(self, size: int) -> bool:
         """Note that the application took `size` more bytes of the stream; return if the peer is due more credit."""
         self._consumed += size
@@ -318,6 +348,25 @@ class ClientConnection(QuicConnection):
         self.reset_stream(stream_id, code)
         if not stream.receiver.is_finished:
             self.stop_stream(stream_id, code)
+
+    @property
+    def is_trusted(self) -> bool:
+        """The peer is who it should be: without this a handshake must not count.
+
+        Either its certificate passed our check, or it took a ticket, whose secret only the peer of an earlier
+        connection knows, in which the certificate did.
+        """
+        return self.certificate_checked or self.resumed
+
+    @property
+    def resumed(self) -> bool:
+        """The handshake went by a ticket, without certificates."""
+        return self._connect_called and self.tls.session_resumed
+
+    @property
+    def certificate(self) -> x509.Certificate | None:
+        """The peer's certificate; a resumed handshake has none."""
+        return self.tls._peer_certificate if self._connect_called else None
 
     @property
     def close_event(self) -> ConnectionTerminated | None:

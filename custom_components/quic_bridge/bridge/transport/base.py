@@ -76,9 +76,11 @@ class Transport(Protocol):
     def kind(self) -> TransportKind:
         """Which transport this is."""
 
-    async def connect(self, receiver: TransportReceiver) -> None:
-        """Resolve, dial and finish the handshake, within the configuration's deadlines.
+    async def connect(self, receiver: TransportReceiver, hello: bytes = b"") -> None:
+        """Resolve, dial and finish the handshake, within the configuration's deadlines, and send `hello` first of all.
 
+        `hello` is the session's CONNECT and nothing else: where the configuration allows early data (QUIC's 0-RTT),
+        it goes with the first flight, which can be replayed.
         Raises BridgeError with the precise cause. Cancelling it releases everything at once.
         `receiver` may be called before this returns (a peer that speaks first).
         """

@@ -1,26 +1,19 @@
 """MQTT bytes over one bidirectional QUIC stream (EMQX's single-stream mode)."""
 
 import asyncio
+from dataclasses import replace
 from enum import Enum, auto
 import logging
-import socket
 from typing import Final
 
-from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
-from aioquic.quic.packet import QuicProtocolVersion
-
-from ..config import BrokerConfig, TlsConfig, TransportKind
+from ..config import BrokerConfig, TransportKind
 from ..errors import BridgeError, ErrorCode
 from ..status import TransportStatus
-from ..tls import CertificateVerifier, ClientIdentity, server_name
-from .addresses import Address, in_executor, no_answer, resolve, try_addresses
-from .aioquic_internals import CertificateCheck, ClientConnection
 from .base import ExtraStream, StreamReceiver, TransportReceiver
+from .quic_dial import Attempt, Dialler
 from .quic_driver import QuicDriver
+from .quic_tickets import TicketStore
 
-ALPN: Final = "mqtt"
-CONGESTION_CONTROLS: Final = frozenset({"reno", "cubic"})
-"""What aioquic offers."""
 READ_SIZE: Final = 16 * 1024
 """Most bytes in one `data_received`."""
 CLOSE_TIMEOUT: Final = 1.0
@@ -46,14 +39,15 @@ class QuicTransport:
     delivered nevertheless, in pieces, before `connection_lost`.
     """
 
-    def __init__(self, config: BrokerConfig) -> None:
+    def __init__(self, config: BrokerConfig, tickets: TicketStore | None = None) -> None:
         """Prepare a connection to the broker; nothing happens before `connect`."""
-        self._config = config
+        self._dialler = Dialler(config, tickets)
         self._state = _State.NEW
         self._receiver: TransportReceiver | None = None
+        self._attempt: Attempt | None = None
+        """What made the connection."""
         self._driver: QuicDriver | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._handshake: asyncio.Future[BridgeError | None] | None = None
         self._end: BridgeError | None = None
         self._closed = asyncio.Event()
 
@@ -61,8 +55,7 @@ class QuicTransport:
         self._incoming = bytearray()
         self._delivery: asyncio.Handle | None = None
         self._bytes_received = 0
-        self._handshake_ms: float | None = None
-        self._last_status = TransportStatus()
+        self._last_status: TransportStatus | None = None
 
     @property
     def kind(self) -> TransportKind:
@@ -71,10 +64,11 @@ class QuicTransport:
 
     # Connecting
 
-    async def connect(self, receiver: TransportReceiver) -> None:
-        """Resolve, dial each address in turn and finish the QUIC handshake within `handshake_timeout` seconds.
+    async def connect(self, receiver: TransportReceiver, hello: bytes = b"") -> None:
+        """Resolve, race the addresses and finish the QUIC handshake within `handshake_timeout` seconds; send `hello`.
 
-        Raises BridgeError with the precise cause. Cancelling it releases everything at once.
+        With early data (0-RTT) `hello` goes with the first flight. Raises BridgeError with the precise cause.
+        Cancelling it releases everything at once.
         """
         if self._state is not _State.NEW:
             raise RuntimeError("A transport connects once")
@@ -83,7 +77,7 @@ class QuicTransport:
         self._connecting = task = asyncio.current_task()
         cancelling = task.cancelling() if task is not None else 0
         try:
-            await self._connect()
+            await self._connect(hello)
         except asyncio.CancelledError:
             # `abort` and `close` cancel us, too; a cancellation from elsewhere goes on.
             if self._state is _State.CLOSED and task is not None and task.uncancel() <= cancelling:
@@ -94,85 +88,22 @@ class QuicTransport:
             if self._state is _State.CONNECTING:
                 self._release()
 
-    async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
-        config = self._config
-        deadline = loop.time() + config.quic.handshake_timeout
-        tls = config.tls or TlsConfig()
-        name = server_name(config)
-        identity, verify = await in_executor(deadline, _load_tls, tls, name)
-        addresses = await resolve(config.host, config.port, socket.SOCK_DGRAM, deadline)
-
-        async def dial(address: Address, deadline: float) -> None:
-            await self._dial(address, deadline, name, identity, verify)
-
-        await try_addresses(addresses, deadline, dial)
+    async def _connect(self, hello: bytes) -> None:
+        self._attempt = attempt = await self._dialler.connect(hello)
+        if attempt.end is not None and not attempt.held:  # in this very turn of the loop
+            raise attempt.end
         # What ends the connection from here on is told by `connection_lost`.
         self._state = _State.OPEN
-
-    async def _dial(
-        self,
-        address: Address,
-        deadline: float,
-        name: str,
-        identity: ClientIdentity | None,
-        verify: CertificateCheck | None,
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        connection = ClientConnection(configuration=self._configuration(name, identity), verify=verify)
-        self._handshake = handshake = loop.create_future()
-        self._end = None
-        self._driver = driver = QuicDriver(connection, address, self._config.quic, self)
-        started = loop.time()
-        told = False
-        try:
-            driver.start()
-            async with asyncio.timeout_at(deadline):
-                error = await handshake
-            told = True
-        except TimeoutError:
-            raise no_answer(address, loop.time() - started, _silence(driver)) from None
-        finally:
-            self._handshake = None
-            if not told:  # also when the deadline or a cancellation came in the same turn as the handshake's end
-                self._drop_driver()
-        # `ended` may have come between the handshake and this turn of the loop.
-        error = error or self._end
-        if error is not None:
-            self._drop_driver()
-            if error.code is ErrorCode.IDLE_TIMEOUT:
-                raise no_answer(address, loop.time() - started, _silence(driver))
-            raise error
-        self._handshake_ms = (loop.time() - started) * 1000
-        _LOGGER.debug("QUIC to %s: handshake done in %.0f ms", address, self._handshake_ms)
-
-    def _configuration(self, name: str, identity: ClientIdentity | None) -> QuicConfiguration:
-        quic = self._config.quic
-        if quic.max_datagram_size < SMALLEST_MAX_DATAGRAM_SIZE:
-            raise BridgeError(
-                ErrorCode.CONFIGURATION, f"QUIC datagrams cannot be smaller than {SMALLEST_MAX_DATAGRAM_SIZE} bytes"
-            )
-        if quic.congestion_control not in CONGESTION_CONTROLS:
-            raise BridgeError(
-                ErrorCode.CONFIGURATION, f"There is no congestion control {quic.congestion_control!r} for QUIC"
-            )
-        configuration = QuicConfiguration(
-            alpn_protocols=[ALPN],
-            congestion_control_algorithm=quic.congestion_control,
-            idle_timeout=quic.idle_timeout,
-            initial_rtt=quic.initial_rtt,
-            is_client=True,
-            max_data=quic.flow_window,
-            max_datagram_size=quic.max_datagram_size,
-            max_stream_data=quic.flow_window,
-            server_name=name,
-            supported_versions=[QuicProtocolVersion.VERSION_1],
-        )
-        if identity is not None:
-            configuration.certificate = identity.certificate
-            configuration.certificate_chain = identity.chain
-            configuration.private_key = identity.private_key
-        return configuration
+        self._driver = attempt.driver
+        attempt.driver.hand_over(self)
+        if attempt.early_data is None:
+            self.write(hello)
+        if attempt.held:
+            self._incoming += attempt.held
+            attempt.held.clear()
+            self._schedule_delivery()
+        if attempt.end is not None:
+            self.ended(attempt.end)
 
     # The session's side
 
@@ -228,37 +159,19 @@ class QuicTransport:
     @property
     def status(self) -> TransportStatus:
         """Figures of the connection; after the end those of its last moment."""
-        if self._driver is not None:
-            self._last_status = self._snapshot(self._driver)
-        return self._last_status
+        if self._driver is None:
+            return self._last_status or self._dialler.last_status
+        return self._snapshot()
 
-    def _snapshot(self, driver: QuicDriver) -> TransportStatus:
-        connection = driver.connection
-        rtt = connection.rtt
-        sent, received = driver.datagram_bytes
-        moved = driver.migration_seconds
-        return TransportStatus(
-            address=str(driver.address),
-            version=connection.version_name,
-            cipher=connection.cipher_name,
-            handshake_ms=self._handshake_ms,
-            rtt_ms=None if rtt is None else rtt * 1000,
-            packets_sent=connection.packets_sent,
-            packets_lost=connection.packets_lost,
-            bytes_sent=driver.bytes_sent,
-            bytes_received=self._bytes_received,
-            datagram_bytes_sent=sent,
-            datagram_bytes_received=received,
-            migrations=driver.migrations,
-            migration_ms=None if moved is None else moved * 1000,
-        )
+    def _snapshot(self) -> TransportStatus:
+        if self._attempt is not None:
+            self._last_status = replace(self._attempt.status, bytes_received=self._bytes_received)
+        return self._last_status or TransportStatus()
 
     # The driver's side
 
     def handshake_completed(self) -> None:
-        """See DriverOwner."""
-        if self._handshake is not None and not self._handshake.done():
-            self._handshake.set_result(None)
+        """See DriverOwner; it was before we own the driver."""
 
     def stream_received(self, data: bytes) -> None:
         """See DriverOwner."""
@@ -285,10 +198,7 @@ class QuicTransport:
         """See DriverOwner."""
         _LOGGER.debug("QUIC ended: %s", error)
         self._end = error
-        if self._state is _State.CONNECTING:
-            if self._handshake is not None and not self._handshake.done():
-                self._handshake.set_result(error)
-        elif self._state is _State.OPEN:
+        if self._state is _State.OPEN:
             self._state = _State.ENDING
             if self._incoming:
                 self._schedule_delivery()
@@ -329,36 +239,20 @@ class QuicTransport:
         if receiver is not None and error is not None:
             receiver.connection_lost(error)
 
-    def _drop_driver(self) -> None:
-        if self._driver is not None:
-            self._last_status = self._snapshot(self._driver)
-            self._driver.stop()
-            self._driver = None
-
     def _release(self) -> None:
         """Let go of everything, from any state."""
         self._state = _State.CLOSED
         self._receiver = None
-        self._drop_driver()
+        self._dialler.abort()
+        if self._driver is not None:
+            self._snapshot()
+            self._driver.stop()
+            self._driver = None
         if self._delivery is not None:
             self._delivery.cancel()
             self._delivery = None
         self._incoming.clear()
         self._closed.set()
-
-
-def _load_tls(tls: TlsConfig, name: str) -> tuple[ClientIdentity | None, CertificateCheck | None]:
-    """Parse all TLS material; blocking."""
-    identity = ClientIdentity.load(tls)
-    if identity is not None:
-        identity.require_quic()
-    return identity, CertificateVerifier(tls, name).verify if tls.verify else None
-
-
-def _silence(driver: QuicDriver) -> str:
-    if driver.answered:
-        return " after it had begun the handshake"
-    return " over QUIC; is there a QUIC listener, and does the network let UDP through?"
 
 
 def _closed_meanwhile() -> BridgeError:

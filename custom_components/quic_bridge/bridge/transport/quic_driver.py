@@ -83,6 +83,7 @@ class QuicDriver:
         """Something authentic has come from the address."""
         self.bytes_sent = 0
         """Bytes of the stream handed to QUIC."""
+        self.early_data_accepted = False
         self.migrations = 0
         """How often the connection went on from another socket, and the broker answered there (RFC 9000 section 9)."""
         self.migration_seconds: float | None = None
@@ -114,15 +115,26 @@ class QuicDriver:
 
     # Life
 
-    def start(self) -> None:
-        """Open the socket and send the first flight. Raises BridgeError UNREACHABLE."""
+    def start(self, early: bytes = b"") -> None:
+        """Open the socket and send the first flight, with early data if there is any. Raises BridgeError UNREACHABLE.
+
+        Early data (0-RTT) needs a ticket that allows it, and may be replayed by whoever sees it pass.
+        """
         self._socket = PeerSocket(self.address, self._on_readable)
-        self._begin()
+        self._begin(early)
 
     @_guarded
-    def _begin(self) -> None:
+    def _begin(self, early: bytes) -> None:
         self.connection.connect(self.address.sockaddr, now=self._loop.time())
+        if early:
+            self.connection.send_stream_data(STREAM_ID, early)
+            self.bytes_sent += len(early)
         self._transmit()
+
+    def hand_over(self, owner: DriverOwner) -> None:
+        """Tell another owner from now on, unless the connection is over."""
+        if self._owner is not None:
+            self._owner = owner
 
     def stop(self) -> None:
         """Send CONNECTION_CLOSE, wait for nothing, release everything; the owner hears nothing any more."""
@@ -272,7 +284,7 @@ class QuicDriver:
                 else:
                     self._foreign_stream(event.stream_id)
             elif type(event) is HandshakeCompleted:
-                self._handshake_completed()
+                self._handshake_completed(early_data_accepted=event.early_data_accepted)
             elif type(event) is StreamReset:
                 if event.stream_id == STREAM_ID:
                     end = end or stream_ended("RESET_STREAM", event.error_code)
@@ -292,12 +304,15 @@ class QuicDriver:
             return True
         return False
 
-    def _handshake_completed(self) -> None:
+    def _handshake_completed(self, *, early_data_accepted: bool) -> None:
         connection = self.connection
         if not connection.is_trusted:
             self._close(BridgeError(ErrorCode.INTERNAL, "The broker's certificate was not checked"))
             return
         self._established = True
+        self.early_data_accepted = early_data_accepted
+        if not early_data_accepted:
+            connection.early_data_refused(self._loop.time())
         self._liveness.established(connection.idle_timeout)
         if self._owner is not None:
             self._owner.handshake_completed()

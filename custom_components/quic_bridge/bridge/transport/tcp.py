@@ -11,7 +11,7 @@ from ..config import BrokerConfig, TlsConfig, TransportKind
 from ..errors import BridgeError, ErrorCode
 from ..status import TransportStatus
 from ..tls import make_ssl_context, server_name, ssl_error
-from .addresses import Address, in_executor, no_answer, reach_error, resolve, try_addresses
+from .addresses import Address, in_executor, no_answer, race, reach_error, resolve, summary
 from .base import HIGH_WATER, LOW_WATER, StreamReceiver, TransportReceiver
 from .tls_stream import TlsStream
 
@@ -75,8 +75,8 @@ class TcpTransport(asyncio.BufferedProtocol):
 
     # Connecting
 
-    async def connect(self, receiver: TransportReceiver) -> None:
-        """Resolve, dial each address in turn and finish the TLS handshake within `connect_timeout` seconds.
+    async def connect(self, receiver: TransportReceiver, hello: bytes = b"") -> None:
+        """Resolve, race the addresses, finish the TLS handshake within `connect_timeout` seconds and send `hello`.
 
         Raises BridgeError with the precise cause. Cancelling it releases everything at once.
         """
@@ -87,7 +87,7 @@ class TcpTransport(asyncio.BufferedProtocol):
         self._connecting = task = asyncio.current_task()
         cancelling = task.cancelling() if task is not None else 0
         try:
-            await self._connect()
+            await self._connect(hello)
         except asyncio.CancelledError:
             # `abort` and `close` cancel us, too; a cancellation from elsewhere goes on.
             if self._state is _State.CLOSED and task is not None and task.uncancel() <= cancelling:
@@ -100,7 +100,7 @@ class TcpTransport(asyncio.BufferedProtocol):
             if self._state is _State.CONNECTING:
                 self._release()
 
-    async def _connect(self) -> None:
+    async def _connect(self, hello: bytes) -> None:
         loop = asyncio.get_running_loop()
         config = self._config
         deadline = loop.time() + config.connect_timeout
@@ -109,15 +109,30 @@ class TcpTransport(asyncio.BufferedProtocol):
             self._server_name = server_name(config)
             context = await in_executor(deadline, make_ssl_context, config.tls)
         addresses = await resolve(config.host, config.port, socket.SOCK_STREAM, deadline)
-
-        async def dial(address: Address, deadline: float) -> None:
-            await self._dial(address, deadline, context)
-
-        await try_addresses(addresses, deadline, dial)
+        started = loop.time()
+        failures: list[BridgeError] = []
+        while True:
+            address, sock = await race(
+                addresses, failures, lambda address: _reach(address, deadline), lambda sock: sock.close()
+            )
+            try:
+                await self._establish(address, sock, deadline, context)
+                break
+            except BridgeError as error:
+                failures.append(error)
+                addresses.remove(address)
+                if not addresses or loop.time() >= deadline:
+                    raise summary(failures) from error
+        self._handshake_ms = (loop.time() - started) * 1000
+        _LOGGER.debug("TCP to %s: connected in %.0f ms", address, self._handshake_ms)
         # What ends the connection from here on is told by `connection_lost`.
         self._state = _State.OPEN
+        self.write(hello)
 
-    async def _dial(self, address: Address, deadline: float, context: ssl.SSLContext | None) -> None:
+    async def _establish(
+        self, address: Address, sock: socket.socket, deadline: float, context: ssl.SSLContext | None
+    ) -> None:
+        """Take over a connected socket and do the TLS handshake, if any. Raises BridgeError, with the socket closed."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         self._address = address
@@ -126,18 +141,14 @@ class TcpTransport(asyncio.BufferedProtocol):
         self._lost.clear()
         self._tls = None if context is None else TlsStream(context, self._server_name)
         self._handshake = loop.create_future()
-        sock = socket.socket(address.family, socket.SOCK_STREAM)
         established = False
         try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout_at(deadline):
-                await loop.sock_connect(sock, address.sockaddr)
                 await loop.create_connection(lambda: self, sock=sock)
                 failure = await self._handshake
             established = failure is None and self._end is None
         except TimeoutError:
-            what = " to the TLS handshake; is it the plain MQTT port?" if self._transport is not None else ""
+            what = " to the TLS handshake; is it the plain MQTT port?"
             raise no_answer(address, loop.time() - started, what) from None
         except OSError as error:
             raise reach_error(error, address) from error
@@ -150,8 +161,6 @@ class TcpTransport(asyncio.BufferedProtocol):
         failure = failure or self._end
         if failure is not None:
             raise failure
-        self._handshake_ms = (loop.time() - started) * 1000
-        _LOGGER.debug("TCP to %s: connected in %.0f ms", address, self._handshake_ms)
 
     # The session's side
 
@@ -435,3 +444,25 @@ class TcpTransport(asyncio.BufferedProtocol):
         self._outgoing_size = 0
         self._held.clear()
         self._drop_transport()
+
+
+async def _reach(address: Address, deadline: float) -> socket.socket:
+    """Connect a socket to an address; `deadline` is in the loop's time. Raises BridgeError."""
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    connected = False
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        async with asyncio.timeout_at(deadline):
+            await loop.sock_connect(sock, address.sockaddr)
+        connected = True
+    except TimeoutError:
+        raise no_answer(address, loop.time() - started) from None
+    except OSError as error:
+        raise reach_error(error, address) from error
+    finally:
+        if not connected:
+            sock.close()
+    return sock
