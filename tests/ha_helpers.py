@@ -14,6 +14,7 @@ from custom_components.quic_bridge.const import DOMAIN
 
 from .support.mosquitto import Mosquitto
 from .support.processes import wait_until
+from .support.scripted_broker import ScriptedBroker
 
 CLIENT_ID = "quic-bridge-0a1b2c3d"
 
@@ -23,7 +24,7 @@ type Routes = dict[str, Direction]
 ROUTES: Routes = {"up/#": Direction.TO_REMOTE, "down/#": Direction.TO_LOCAL}
 
 
-def mqtt_entry(broker: Mosquitto, **data: object) -> MockConfigEntry:
+def mqtt_entry(broker: Mosquitto | ScriptedBroker, **data: object) -> MockConfigEntry:
     """Make an entry as Home Assistant's mqtt integration has it; `data` adds to it or replaces parts."""
     return MockConfigEntry(
         domain="mqtt",

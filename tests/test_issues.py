@@ -73,7 +73,7 @@ async def test_refused_topics_are_an_issue(
     await wait_running(hass, entry)
     name = "subscriptions_refused_remote"
     refusals = ["- `← down/#`: not authorized (0x87)", "- `← secret/+`: unspecified error (0x80)"]
-    assert placeholders(hass, entry, name) == {"name": "127.0.0.1", "routes": "\n".join(refusals)}
+    assert placeholders(hass, entry, name)["routes"] == "\n".join(refusals)
     assert issue(hass, entry, "subscriptions_refused_local") is None
 
     # One of the two is done without.
@@ -208,7 +208,7 @@ async def test_another_client_with_our_identifier(
     certs: Certificates,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("custom_components.quic_bridge.issues.TAKEN_OVER_SHOWN", 1.0)
+    monkeypatch.setattr("custom_components.quic_bridge.issues.SHOWN_AFTER", 1.0)
     entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
     await set_up(hass, entry)
     await wait_running(hass, entry)
@@ -227,7 +227,7 @@ async def test_another_client_with_our_identifier(
     await wait_until(lambda: issue(hass, entry, "taken_over_remote") is None, what="the end of the issue")
 
     # It goes with the bridge, too.
-    monkeypatch.setattr("custom_components.quic_bridge.issues.TAKEN_OVER_SHOWN", 600.0)
+    monkeypatch.setattr("custom_components.quic_bridge.issues.SHOWN_AFTER", 600.0)
     quic_front.connection.kick(0x8E)
     await wait_until(lambda: issue(hass, entry, "taken_over_remote"), what="the issue")
     assert await hass.config_entries.async_unload(entry.entry_id)

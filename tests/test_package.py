@@ -265,15 +265,29 @@ def test_texts_of_values() -> None:
     assert below(f"{event}event_type.state.") == {event.value for event in BridgeEvent}
     assert below(f"{event}side.state.") == {side.value for side in Side}
     assert below(f"{event}reason.state.") == codes | {reason.value for reason in DropReason} | {PAUSED}
-    plain = {f"outbox_{fault}" for fault in OutboxFault} | {f"subscriptions_refused_{side}" for side in Side}
-    fixable = {f"refused_{code}" for code in REFUSED_ERRORS - AUTHENTICATION_ERRORS}
-    fixable |= {"refused_mqtt_credentials", "session_taken_over", "verification_off"}
-    step = "fix_flow.step.confirm"
-    assert below("issues.") == {f"{issue}.{part}" for issue in plain for part in ("title", "description")} | {
-        f"{issue}.{part}"
-        for issue in fixable
-        for part in ("title", f"{step}.title", f"{step}.description", "fix_flow.abort.settings")
+    to_settings = {f"refused_{code}" for code in REFUSED_ERRORS - AUTHENTICATION_ERRORS}
+    to_settings |= {"refused_mqtt_credentials", "verification_off"}
+    file_faults = {f"outbox_{fault}" for fault in (OutboxFault.CORRUPT, OutboxFault.TOO_NEW)}
+    ways_out = {
+        **{issue: {"abort.settings"} for issue in to_settings},
+        **{issue: {"abort.not_moved"} for issue in file_faults},
+        "session_taken_over": {"abort.settings", "menu.new_client_id", "menu.settings"},
+        "outbox_overflow": {"abort.options", "menu.double", "menu.options"},
+        "loop": {"abort.options"},
+        "routes_hidden": {"menu.disable", "menu.remove"},
+        **{f"subscriptions_refused_{side}": {"abort.still_refused", "menu.again", "menu.disable"} for side in Side},
     }
+    issues = {
+        f"{issue}.{part}"
+        for issue in {f"outbox_{fault}" for fault in OutboxFault} - file_faults
+        for part in ("title", "description")
+    }
+    step = "step.confirm"
+    for issue, ways in ways_out.items():
+        parts = {f"{step}.title", f"{step}.description"}
+        parts |= {way.replace("menu.", f"{step}.menu_options.") for way in ways}
+        issues |= {f"{issue}.title"} | {f"{issue}.fix_flow.{part}" for part in parts}
+    assert below("issues.") == issues
     faults = {f"publish_{fault}" for fault in PublishFault} | {"publish_invalid_base64"}
     assert {key.split(".")[0] for key in below("exceptions.")} == faults | {"bridge_paused"}
     assert below("selector.local_mode.options.") == {mode.value for mode in LocalMode}

@@ -18,6 +18,7 @@ from .bridge.status import Side
 from .brokers import local_broker, outbox_path, remote_broker
 from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
 from .coordinator import QuicBridgeConfigEntry, QuicBridgeCoordinator
+from .issues import async_forget_issues
 from .services import async_setup_services
 
 _LOGGER = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ async def async_unload_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) 
 
 async def async_remove_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> None:
     """Have both brokers forget the bridge, and delete the messages that still waited for the remote."""
+    async_forget_issues(hass, entry)
     await asyncio.gather(
         _async_forget(Side.LOCAL, lambda: local_broker(hass, entry.data[CONF_LOCAL])),
         _async_forget(Side.REMOTE, lambda: remote_broker(entry.data[CONF_REMOTE])),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
+import secrets
 from typing import Any, Final
 
 from homeassistant.config_entries import ConfigEntry
@@ -20,6 +21,7 @@ from .bridge.config import (
     TransportKind,
 )
 from .bridge.errors import BridgeError, ErrorCode
+from .bridge.status import Side
 from .const import (
     CONF_CA,
     CONF_LOCAL,
@@ -55,6 +57,15 @@ class LocalMode(StrEnum):
     HOME_ASSISTANT = "home_assistant"
     """Home Assistant's own mqtt entry, read afresh for each connection."""
     CUSTOM = "custom"
+
+
+def new_client_ids() -> dict[Side, str]:
+    """Make up client identifiers that nobody else has; they then stay those of the bridge for ever.
+
+    Both sides may be the same broker, where two clients must not share one.
+    """
+    client_id = f"quic-bridge-{secrets.token_hex(4)}"
+    return {Side.LOCAL: f"{client_id}-local", Side.REMOTE: client_id}
 
 
 def mqtt_entry(hass: HomeAssistant) -> ConfigEntry | None:

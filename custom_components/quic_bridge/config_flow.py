@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 import logging
-import secrets
 from typing import Any, override
 
 from homeassistant.config_entries import (
@@ -23,7 +22,7 @@ from .bridge.check import check_broker
 from .bridge.config import BrokerConfig, TransportKind
 from .bridge.errors import BridgeError
 from .bridge.status import Side
-from .brokers import LocalMode, local_broker, mqtt_entry, remote_broker
+from .brokers import LocalMode, local_broker, mqtt_entry, new_client_ids, remote_broker
 from .const import (
     CONF_LOCAL,
     CONF_MODE,
@@ -66,11 +65,10 @@ class QuicBridgeConfigFlow(ConfigFlow, domain=DOMAIN):
     MINOR_VERSION = 1
 
     def __init__(self) -> None:
-        """Begin with client identifiers that nobody else has; they stay those of the bridge for ever."""
-        client_id = f"quic-bridge-{secrets.token_hex(4)}"
-        # Both sides may be the same broker, where two clients must not share an identifier.
-        self._local: dict[str, Any] = {CONF_CLIENT_ID: f"{client_id}-local"}
-        self._remote: dict[str, Any] = {CONF_CLIENT_ID: client_id}
+        """Begin with client identifiers that nobody else has."""
+        client_ids = new_client_ids()
+        self._local: dict[str, Any] = {CONF_CLIENT_ID: client_ids[Side.LOCAL]}
+        self._remote: dict[str, Any] = {CONF_CLIENT_ID: client_ids[Side.REMOTE]}
         self._reauth_side = Side.REMOTE
 
     @classmethod

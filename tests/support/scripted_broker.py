@@ -144,6 +144,8 @@ class ScriptedConnection:
 class ScriptedBroker:
     """Listens on loopback; each connection is handed to the test."""
 
+    host = "127.0.0.1"
+
     def __init__(self) -> None:
         self._server: asyncio.Server | None = None
         self._accepted: asyncio.Queue[ScriptedConnection] = asyncio.Queue()
@@ -172,7 +174,7 @@ class ScriptedBroker:
         return connection
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._on_connection, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._on_connection, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -211,6 +211,10 @@ class Outbox:
         """Close, and delete the file with all that belongs to it, damaged ones too. Raises OutboxError."""
         await self._run(self._remove)
 
+    async def set_aside(self) -> Path:
+        """Close, and keep the file under another name, which is returned. Raises OutboxError."""
+        return await self._run(self._set_aside)
+
     def _checked(self) -> OutboxStore:
         if not self._is_open:
             raise OutboxError(OutboxFault.CLOSED, "the Outbox is not open")
@@ -228,6 +232,10 @@ class Outbox:
     def _remove(self) -> None:
         self._is_open = False
         self._store.remove()
+
+    def _set_aside(self) -> Path:
+        self._is_open = False
+        return self._store.set_aside()
 
     async def _run[T](self, operation: Callable[[], T]) -> T:
         await self._lock.acquire()

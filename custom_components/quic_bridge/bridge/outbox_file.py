@@ -219,7 +219,7 @@ def rescue(path: Path, why: str) -> OutboxRescue:
             rows, damaged, receipts_lost = _copy(old, new)
             # Closing does this too, but silently when it fails; and only the file itself is moved into place.
             new.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    moved_to = _move_aside(path)
+    moved_to = move_aside(path)
     rescued.rename(path)
     _sync_folder(path)
     # The names sort by time, unless the clock was put back: the one just made stays in any case.
@@ -327,7 +327,8 @@ def _raise_unless_damage(error: sqlite3.DatabaseError) -> None:
         raise error
 
 
-def _move_aside(path: Path) -> Path:
+def move_aside(path: Path) -> Path:
+    """Keep the file under another name, which is returned, so that a new one can be made. Raises OSError."""
     aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
     # In this order: a log without its file is what `prepare` knows how to clear up.
     path.rename(aside)

@@ -98,6 +98,12 @@ class Ledger:
         with errors_named():
             outbox_file.remove(self._path)
 
+    def set_aside(self) -> Path:
+        """Close, and keep the file under another name. Raises OutboxError."""
+        self._disconnect()
+        with errors_named():
+            return outbox_file.move_aside(self._path)
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All of it or nothing, in the file and in the tally. Rows left undeleted go with it."""

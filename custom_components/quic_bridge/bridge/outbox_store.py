@@ -75,6 +75,14 @@ class OutboxStore:
         self._ledger = Ledger(self._path)
         self.figures = Figures(dropped=self.figures.dropped)
 
+    def set_aside(self) -> Path:
+        """Close, and keep the file under another name."""
+        self.handed_out = 0
+        moved_to = self._ledger.set_aside()
+        self._ledger = Ledger(self._path)
+        self.figures = Figures(dropped=self.figures.dropped)
+        return moved_to
+
     def take_rescue(self) -> OutboxRescue | None:
         """Return what was rescued since somebody asked."""
         rescue, self._ledger.rescue = self._ledger.rescue, None
