@@ -79,7 +79,8 @@ async def _other_protocol(scene: Scene) -> None:
 
 
 async def _wants_certificate(scene: Scene) -> None:
-    scene.front.policy.client_ca_pem = scene.remote_config.tls.ca if scene.remote_config.tls else ""
+    assert scene.remote_config.tls is not None
+    scene.front.policy.client_ca_pem = str(scene.remote_config.tls.ca)
 
 
 async def _dialling(scene: Scene) -> None:

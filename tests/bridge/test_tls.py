@@ -117,7 +117,7 @@ def test_keys_that_aioquic_cannot_use() -> None:
         tls = TlsConfig(certificate=self_signed(key), private_key=key_pem(key))
         identity = ClientIdentity.load(tls)
         assert identity is not None
-        make_ssl_context(tls)  # TCP takes them all
+        make_ssl_context(tls, ClientIdentity.load(tls))  # TCP takes them all
         if good:
             identity.require_quic()
         else:
@@ -199,13 +199,13 @@ def test_authorities_that_cannot_be_read() -> None:
             CertificateVerifier(TlsConfig(ca=text), "localhost")
         assert error.value.code is ErrorCode.CLIENT_CERTIFICATE_INVALID
         with pytest.raises(BridgeError, match="CA certificate"):
-            make_ssl_context(TlsConfig(ca=text))
+            make_ssl_context(TlsConfig(ca=text), None)
 
 
 def test_home_assistants_own_bundle_is_the_default(certs: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certs.ca_file))
     CertificateVerifier(TlsConfig(), "localhost").verify(load(certs.server.pem), [])
-    assert make_ssl_context(TlsConfig()).get_ca_certs(binary_form=True) == [
+    assert make_ssl_context(TlsConfig(), None).get_ca_certs(binary_form=True) == [
         load(certs.ca_pem).public_bytes(serialization.Encoding.DER)
     ]
 
@@ -240,15 +240,15 @@ def test_a_name_that_is_none() -> None:
 
 
 def test_context(certs: Certificates) -> None:
-    context = make_ssl_context(TlsConfig(ca=certs.ca_pem))
+    context = make_ssl_context(TlsConfig(ca=certs.ca_pem), None)
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
     assert len(context.get_ca_certs()) == 1
-    context = make_ssl_context(TlsConfig(verify=False))
+    context = make_ssl_context(TlsConfig(verify=False), None)
     assert context.verify_mode is ssl.CERT_NONE
     assert not context.check_hostname
-    assert len(make_ssl_context(TlsConfig()).get_ca_certs()) > 50
+    assert len(make_ssl_context(TlsConfig(), None).get_ca_certs()) > 50
 
 
 def test_the_key_is_never_on_the_disk_in_clear(
@@ -263,7 +263,8 @@ def test_the_key_is_never_on_the_disk_in_clear(
         real(self, file, password=password)
 
     monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", look)
-    make_ssl_context(TlsConfig(certificate=certs.client.pem, private_key=certs.client.key_pem))
+    tls = TlsConfig(certificate=certs.client.pem, private_key=certs.client.key_pem)
+    make_ssl_context(tls, ClientIdentity.load(tls))
     ((text, mode, length),) = seen
     assert "ENCRYPTED PRIVATE KEY" in text
     assert "BEGIN PRIVATE KEY" not in text

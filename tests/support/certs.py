@@ -58,7 +58,7 @@ class Authority:
         self._subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"quic_bridge test {name}")])
         now = datetime.now(UTC)
         certificate = (
-            self._builder(self._subject, self._key, now - timedelta(days=400), now + timedelta(days=30))
+            self._builder(self._subject, self._key, now - timedelta(days=400), now + timedelta(days=90))
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(
                 x509.KeyUsage(
@@ -110,10 +110,10 @@ class Authority:
     def issue(
         self, name: str, *, names: Sequence[str] = LOOPBACK_NAMES, client: bool = False, expired: bool = False
     ) -> Certificate:
-        """Issue a server (or client) certificate into `name`.pem and `name`.key, valid a month or expired yesterday."""
+        """Issue a server (or client) certificate into `name`.pem and `name`.key, valid now or expired yesterday."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.now(UTC)
-        end = now - timedelta(days=1) if expired else now + timedelta(days=30)
+        end = now - timedelta(days=1) if expired else now + timedelta(days=90)
         usage = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
         builder = self._builder(
             x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key, now - timedelta(days=365), end
@@ -126,6 +126,16 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
         return Certificate.write(self._folder, name, certificate, key)
+
+    def for_itself(self) -> Certificate:
+        """Make a server certificate that is signed with its own key, as people do at home."""
+        now = datetime.now(UTC)
+        certificate = (
+            self._builder(self._subject, self._key, now - timedelta(days=1), now + timedelta(days=90))
+            .add_extension(_names(LOOPBACK_NAMES), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        return Certificate.write(self._folder, "self_signed", certificate, self._key)
 
 
 class Certificates:
@@ -141,6 +151,7 @@ class Certificates:
         self.other_authority = Authority(folder, "other_ca")
         self.untrusted_server = self.other_authority.issue("untrusted_server")
         self.untrusted_client = self.other_authority.issue("untrusted_client", client=True)
+        self.self_signed = Authority(folder, "self").for_itself()
 
     @property
     def ca_pem(self) -> str:

@@ -28,17 +28,21 @@ class TransportKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsConfig:
-    """TLS as a client. All certificates and keys are PEM text, never paths."""
+    """TLS as a client. Certificates and keys are PEM text, or the file that has it, which is read at each connect."""
 
-    ca: str | None = field(default=None, repr=False)
+    ca: str | Path | None = field(default=None, repr=False)
     """Certificates to trust instead of the system's."""
     server_name: str | None = None
     """Name for SNI and for the certificate check; None: the host that is dialled."""
     verify: bool = True
+    """Whether the certificate must be trusted, in date and for the server's name."""
     check_name: bool = True
     """Whether the certificate must be for the server's name, if it is verified."""
-    certificate: str | None = field(default=None, repr=False)
-    private_key: str | None = field(default=None, repr=False)
+    pins: tuple[str, ...] = ()
+    """Public keys, as `sha256/BASE64`, of which the broker's certificate must have one; checked whether or not it is
+    verified. Without verification they alone decide, which is as safe, for a broker with a certificate of its own."""
+    certificate: str | Path | None = field(default=None, repr=False)
+    private_key: str | Path | None = field(default=None, repr=False)
     private_key_password: str | None = field(default=None, repr=False)
 
 

@@ -25,6 +25,8 @@ class ErrorCode(StrEnum):
     CERTIFICATE_UNTRUSTED = "certificate_untrusted"
     CERTIFICATE_NAME = "certificate_name"
     CERTIFICATE_EXPIRED = "certificate_expired"
+    CERTIFICATE_PIN = "certificate_pin"
+    """The certificate has a public key that is not among those pinned."""
     CLIENT_CERTIFICATE_REQUIRED = "client_certificate_required"
     CLIENT_CERTIFICATE_REFUSED = "client_certificate_refused"
     CLIENT_CERTIFICATE_INVALID = "client_certificate_invalid"
@@ -81,6 +83,7 @@ REFUSED_ERRORS = AUTHENTICATION_ERRORS | {
     ErrorCode.CERTIFICATE_UNTRUSTED,
     ErrorCode.CERTIFICATE_NAME,
     ErrorCode.CERTIFICATE_EXPIRED,
+    ErrorCode.CERTIFICATE_PIN,
     ErrorCode.CLIENT_CERTIFICATE_REQUIRED,
     ErrorCode.CLIENT_CERTIFICATE_REFUSED,
     ErrorCode.CLIENT_CERTIFICATE_INVALID,

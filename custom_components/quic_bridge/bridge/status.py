@@ -81,6 +81,22 @@ class LinkError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateStatus:
+    """What a certificate says of itself."""
+
+    subject: str
+    issuer: str
+    names: str
+    """The host names and addresses that it is for, the first few of them."""
+    fingerprint: str
+    """SHA-256 of the whole certificate, in hexadecimal with colons."""
+    pin: str
+    """SHA-256 of its public key, as `sha256/BASE64`; stays the same when it is renewed for the same key."""
+    valid_from: datetime
+    valid_until: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TransportStatus:
     """What is known of the connection below MQTT; None where it does not apply or is not known yet."""
 
@@ -89,6 +105,10 @@ class TransportStatus:
     version: str | None = None
     """`QUIC v1`, `TLSv1.3` or None."""
     cipher: str | None = None
+    certificate: CertificateStatus | None = None
+    """The broker's, as it showed it when the connection was made."""
+    client_certificate: CertificateStatus | None = None
+    """Ours, as it was sent."""
     handshake_ms: float | None = None
     resumed: bool | None = None
     """The handshake went by a session ticket, without certificates (QUIC)."""

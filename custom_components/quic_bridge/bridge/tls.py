@@ -24,6 +24,7 @@ from OpenSSL import crypto
 import service_identity
 from service_identity.cryptography import verify_certificate_hostname, verify_certificate_ip_address
 
+from .certificates import load_certificates, names, public_key_pin, read_pem
 from .config import BrokerConfig, TlsConfig
 from .errors import BridgeError, ErrorCode
 
@@ -70,7 +71,7 @@ class ClientIdentity:
             raise _invalid("There is a private key, but no client certificate that belongs to it")
         if tls.private_key is None:
             raise _invalid("There is a client certificate, but no private key that belongs to it")
-        certificates = _load_certificates(tls.certificate, "client certificate")
+        certificates = load_certificates(tls.certificate, "client certificate")
         key = _load_key(tls.private_key, tls.private_key_password)
         if certificates[0].public_key() != key.public_key():
             raise _invalid("The private key does not belong to the (first) client certificate")
@@ -87,7 +88,7 @@ class ClientIdentity:
 
 
 class CertificateVerifier:
-    """Checks a broker's certificate: chain and dates with OpenSSL, as `ssl` does, then purpose and name.
+    """Checks a broker's certificate: chain and dates with OpenSSL, as `ssl` does, then purpose, name and pins.
 
     aioquic's own check builds its store in the event loop at every handshake (6 to 37 ms with the default
     authorities) and reports most causes with one alert. Here the store is built beforehand, in the executor,
@@ -99,20 +100,29 @@ class CertificateVerifier:
         self._server_name = server_name
         self._check_name = tls.check_name
         self._own_authority = tls.ca is not None
+        self._pins = tls.pins
+        self._verify = tls.verify
+        if not tls.verify:
+            return
         self._store = crypto.X509Store()
         # A pasted certificate is an anchor also when it is not self-signed: an intermediate, or the broker's own.
         self._store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
         if tls.ca is None:
             self._store.load_locations(default_authorities())
             return
-        for certificate in _load_certificates(tls.ca, "CA certificate"):
+        for certificate in load_certificates(tls.ca, "CA certificate"):
             self._store.add_cert(crypto.X509.from_cryptography(certificate))
 
     def verify(self, certificate: x509.Certificate, chain: Sequence[x509.Certificate]) -> None:
         """Return if the certificate is good for the server's name (0.2 to 1 ms, no I/O).
 
-        Raises BridgeError CERTIFICATE_UNTRUSTED, CERTIFICATE_EXPIRED or CERTIFICATE_NAME.
+        Raises BridgeError CERTIFICATE_UNTRUSTED, CERTIFICATE_EXPIRED, CERTIFICATE_NAME or CERTIFICATE_PIN.
         """
+        if self._verify:
+            self._verify_chain(certificate, chain)
+        check_pins(certificate, self._pins)
+
+    def _verify_chain(self, certificate: x509.Certificate, chain: Sequence[x509.Certificate]) -> None:
         try:
             crypto.X509StoreContext(
                 self._store,
@@ -154,7 +164,7 @@ class CertificateVerifier:
                 verify_certificate_hostname(certificate, self._server_name)
         except (service_identity.VerificationError, service_identity.CertificateError) as error:
             raise BridgeError(
-                ErrorCode.CERTIFICATE_NAME, _name_text(self._server_name, _names(certificate) or "no name at all")
+                ErrorCode.CERTIFICATE_NAME, _name_text(self._server_name, names(certificate) or "no name at all")
             ) from error
 
 
@@ -173,12 +183,29 @@ def server_name(config: BrokerConfig) -> str:
         raise BridgeError(ErrorCode.CONFIGURATION, f"{name!r} is not a host name: {error}") from error
 
 
-def make_ssl_context(tls: TlsConfig) -> ssl.SSLContext:
-    """Make the context for TLS over TCP; blocking.
+def check_pins(certificate: x509.Certificate, pins: Sequence[str]) -> None:
+    """Return if the certificate's public key is among those pinned, or none are. Raises BridgeError CERTIFICATE_PIN."""
+    if not pins:
+        return
+    try:
+        pin = public_key_pin(certificate)
+    except ValueError as error:
+        raise BridgeError(
+            ErrorCode.CERTIFICATE_PIN, f"The public key of the broker's certificate cannot be read: {error}"
+        ) from error
+    if pin not in pins:
+        raise BridgeError(
+            ErrorCode.CERTIFICATE_PIN,
+            f"The broker's certificate has another public key than the one pinned, {pin}; "
+            "if the broker got a new key on purpose, pin that one; if not, somebody may be listening in",
+        )
+
+
+def make_ssl_context(tls: TlsConfig, identity: ClientIdentity | None) -> ssl.SSLContext:
+    """Make the context for TLS over TCP; blocking. Pins are not its business, see `check_pins`.
 
     Raises BridgeError CLIENT_CERTIFICATE_INVALID if a certificate or the key cannot be read.
     """
-    identity = ClientIdentity.load(tls)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -188,7 +215,7 @@ def make_ssl_context(tls: TlsConfig) -> ssl.SSLContext:
     elif tls.ca is None:
         context.load_verify_locations(cafile=default_authorities())
     else:
-        authorities = _load_certificates(tls.ca, "CA certificate")
+        authorities = load_certificates(tls.ca, "CA certificate")
         context.load_verify_locations(cadata=b"".join(_der(certificate) for certificate in authorities))
     if identity is not None:
         _load_cert_chain(context, identity)
@@ -246,16 +273,6 @@ def _name_text(server_name: str, found: str) -> str:
     )
 
 
-def _names(certificate: x509.Certificate) -> str:
-    """List what a certificate is for, as far as a person wants to read."""
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return ""
-    known = [str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress)]
-    return ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
-
-
 def default_authorities() -> str:
     """Return the file of trusted certificates that Home Assistant itself uses."""
     return os.environ.get("REQUESTS_CA_BUNDLE") or certifi.where()
@@ -277,25 +294,20 @@ def _der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.DER)
 
 
-def _load_certificates(pem: str, what: str) -> list[x509.Certificate]:
-    try:
-        return x509.load_pem_x509_certificates(pem.encode())
-    except ValueError as error:
-        raise _invalid(f"The {what} cannot be read as PEM: {error}") from error
-
-
-def _load_key(pem: str, password: str | None) -> PrivateKeyTypes:
+def _load_key(source: str | Path, password: str | None) -> PrivateKeyTypes:
+    pem = read_pem(source, "private key")
+    where = "" if isinstance(source, str) else f" in {source}"
     # A password for a key that needs none is not worth an error.
-    encrypted = "ENCRYPTED" in pem
+    encrypted = b"ENCRYPTED" in pem
     if encrypted and not password:
-        raise _invalid("The private key is encrypted, and there is no password for it")
+        raise _invalid(f"The private key{where} is encrypted, and there is no password for it")
     secret = password.encode() if encrypted and password else None
     try:
-        return serialization.load_pem_private_key(pem.encode(), password=secret)
+        return serialization.load_pem_private_key(pem, password=secret)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         if encrypted:
-            raise _invalid(f"The private key cannot be decrypted; is the password right? ({error})") from error
-        raise _invalid(f"The private key cannot be read as PEM: {error}") from error
+            raise _invalid(f"The private key{where} cannot be decrypted; is the password right? ({error})") from error
+        raise _invalid(f"The private key{where} cannot be read as PEM: {error}") from error
 
 
 def _load_cert_chain(context: ssl.SSLContext, identity: ClientIdentity) -> None:

@@ -10,9 +10,10 @@ from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfigura
 from aioquic.quic.packet import QuicProtocolVersion
 from aioquic.tls import SessionTicket
 
+from ..certificates import describe
 from ..config import BrokerConfig, TlsConfig
 from ..errors import BridgeError, ErrorCode
-from ..status import TransportStatus
+from ..status import CertificateStatus, TransportStatus
 from ..tls import CertificateVerifier, ClientIdentity, server_name
 from .addresses import Address, in_executor, no_answer, race, resolve
 from .aioquic_internals import CertificateCheck, ClientConnection
@@ -37,14 +38,19 @@ class _Material:
     verify: CertificateCheck | None
     key: str
     """The broker's, in the ticket store."""
+    client_certificate: CertificateStatus | None
 
 
 class Attempt(DriverOwner):
     """One address that is dialled. Once connected it keeps what comes until `hand_over`."""
 
-    def __init__(self, connection: ClientConnection, address: Address, config: BrokerConfig) -> None:
-        """Prepare; `run` dials."""
+    def __init__(
+        self, connection: ClientConnection, address: Address, config: BrokerConfig, ours: CertificateStatus | None
+    ) -> None:
+        """Prepare; `run` dials. `ours` is the client certificate of the connection."""
         self.driver = QuicDriver(connection, address, config.quic, self)
+        self._client_certificate = ours
+        self._certificate: CertificateStatus | None = None
         self.handshake_ms: float | None = None
         self.early_data: bool | None = None
         """Whether the broker took early data; None: there was none."""
@@ -101,6 +107,8 @@ class Attempt(DriverOwner):
             address=str(driver.address),
             version=connection.version_name,
             cipher=connection.cipher_name,
+            certificate=self._certificate,
+            client_certificate=self._client_certificate,
             handshake_ms=self.handshake_ms,
             resumed=None if self.handshake_ms is None else connection.resumed,
             early_data=self.early_data,
@@ -118,6 +126,8 @@ class Attempt(DriverOwner):
 
     @override
     def handshake_completed(self) -> None:
+        if (certificate := self.driver.connection.certificate) is not None:
+            self._certificate = describe(certificate)
         if not self._handshake.done():
             self._handshake.set_result(None)
 
@@ -182,10 +192,11 @@ class Dialler:
         identity = ClientIdentity.load(tls)
         if identity is not None:
             identity.require_quic()
-        verify = CertificateVerifier(tls, name).verify if tls.verify else None
+        verify = CertificateVerifier(tls, name).verify if tls.verify or tls.pins else None
+        ours = None if identity is None else describe(identity.certificate)
         if self._tickets is None:
-            return _Material(name, identity, verify, ""), None
-        return _Material(name, identity, verify, broker_key(config)), self._tickets.read()
+            return _Material(name, identity, verify, "", ours), None
+        return _Material(name, identity, verify, broker_key(config), ours), self._tickets.read()
 
     async def _dial(self, address: Address, deadline: float, material: _Material, hello: bytes) -> Attempt:
         ticket = self._tickets.take(material.key) if self._tickets is not None else None
@@ -203,7 +214,7 @@ class Dialler:
             verify=material.verify,
             on_ticket=keep if self._tickets is not None else None,
         )
-        attempt = Attempt(connection, address, self._config)
+        attempt = Attempt(connection, address, self._config, material.client_certificate)
         self._attempts.append(attempt)
         try:
             await attempt.run(deadline, early)

@@ -9,7 +9,6 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Mapping
-import contextlib
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 import hashlib
@@ -102,17 +101,23 @@ class Ticket:
 def broker_key(config: BrokerConfig) -> str:
     """Return a fingerprint of everything on which a handshake with the broker depends; it gives nothing of it away.
 
-    Blocking: the age of the file of authorities counts.
+    Blocking: the age of files with certificates counts.
     """
     tls = config.tls or TlsConfig()
-    authorities: list[object] = []
+    files = [source for source in (tls.ca, tls.certificate, tls.private_key) if isinstance(source, Path)]
     if tls.verify and tls.ca is None:
-        path = default_authorities()
-        with contextlib.suppress(OSError):
-            found = os.stat(path)  # noqa: PTH116 - no Path is wanted
-            authorities = [path, found.st_size, found.st_mtime_ns]
-    parts = [config.host, config.port, server_name(config), asdict(tls), authorities]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        files.append(Path(default_authorities()))
+    parts = [config.host, config.port, server_name(config), asdict(tls), [_state(file) for file in files]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _state(file: Path) -> list[object]:
+    """Return what changes when a file is replaced."""
+    try:
+        found = file.stat()
+    except OSError:
+        return [file]
+    return [file, found.st_size, found.st_mtime_ns]
 
 
 class TicketStore:

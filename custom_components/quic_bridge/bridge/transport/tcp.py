@@ -7,10 +7,13 @@ import socket
 import ssl
 from typing import Final, override
 
+from cryptography import x509
+
+from ..certificates import describe
 from ..config import BrokerConfig, TlsConfig, TransportKind
 from ..errors import BridgeError, ErrorCode
-from ..status import TransportStatus
-from ..tls import make_ssl_context, server_name, ssl_error
+from ..status import CertificateStatus, TransportStatus
+from ..tls import ClientIdentity, check_pins, make_ssl_context, server_name, ssl_error
 from .addresses import Address, in_executor, no_answer, race, reach_error, resolve, summary
 from .base import HIGH_WATER, LOW_WATER, StreamReceiver, TransportReceiver
 from .tls_stream import TlsStream
@@ -65,6 +68,8 @@ class TcpTransport(asyncio.BufferedProtocol):
         self._handshake_ms: float | None = None
         self._version: str | None = None
         self._cipher: str | None = None
+        self._certificate: CertificateStatus | None = None
+        self._client_certificate: CertificateStatus | None = None
         self._bytes_sent = 0
         self._bytes_received = 0
 
@@ -107,7 +112,7 @@ class TcpTransport(asyncio.BufferedProtocol):
         context: ssl.SSLContext | None = None
         if config.tls is not None:
             self._server_name = server_name(config)
-            context = await in_executor(deadline, make_ssl_context, config.tls)
+            context, self._client_certificate = await in_executor(deadline, _load_tls, config.tls)
         addresses = await resolve(config.host, config.port, socket.SOCK_STREAM, deadline)
         started = loop.time()
         failures: list[BridgeError] = []
@@ -139,6 +144,7 @@ class TcpTransport(asyncio.BufferedProtocol):
         self._end = None
         self._sent.clear()
         self._lost.clear()
+        self._version = self._cipher = self._certificate = None
         self._tls = None if context is None else TlsStream(context, self._server_name)
         self._handshake = loop.create_future()
         established = False
@@ -244,6 +250,8 @@ class TcpTransport(asyncio.BufferedProtocol):
             address=None if self._address is None else str(self._address),
             version=self._version,
             cipher=self._cipher,
+            certificate=self._certificate,
+            client_certificate=self._client_certificate,
             handshake_ms=self._handshake_ms,
             bytes_sent=self._bytes_sent,
             bytes_received=self._bytes_received,
@@ -329,13 +337,17 @@ class TcpTransport(asyncio.BufferedProtocol):
         data, failure = b"", None
         try:
             if tls.established or tls.handshake():
+                if self._version is None:
+                    self._take_certificate(tls)
+                    self._version, self._cipher = tls.version, tls.cipher
                 data = tls.read()
         except ssl.SSLError as error:
             failure = self._ssl_error(error)
+        except BridgeError as error:
+            failure = error
         if self._transport is not None:
             self._transport.write(tls.take())  # also the alert that says why
-        if tls.established and self._version is None:
-            self._version, self._cipher = tls.version, tls.cipher
+        if self._version is not None:
             self._connected(None)
         if data and self._receiver is not None:
             self._held += data
@@ -344,6 +356,15 @@ class TcpTransport(asyncio.BufferedProtocol):
             self._ended(failure)
         elif tls.closed:
             self._ended(self._hang_up())
+
+    def _take_certificate(self, tls: TlsStream) -> None:
+        """Check the pins, which `ssl` knows nothing of, and note what the certificate says. Raises BridgeError."""
+        try:
+            certificate = x509.load_der_x509_certificate(tls.peer_certificate or b"")
+        except ValueError as error:
+            raise BridgeError(ErrorCode.TLS_FAILED, f"The broker's certificate cannot be read: {error}") from error
+        check_pins(certificate, self._config.tls.pins if self._config.tls else ())
+        self._certificate = describe(certificate)
 
     def _deliver_held(self) -> None:
         """Hand on what was decrypted, in pieces, unless the session pauses."""
@@ -466,3 +487,9 @@ async def _reach(address: Address, deadline: float) -> socket.socket:
         if not connected:
             sock.close()
     return sock
+
+
+def _load_tls(tls: TlsConfig) -> tuple[ssl.SSLContext, CertificateStatus | None]:
+    """Parse all TLS material; blocking."""
+    identity = ClientIdentity.load(tls)
+    return make_ssl_context(tls, identity), None if identity is None else describe(identity.certificate)

@@ -35,6 +35,11 @@ class TlsStream:
         cipher = self._session.cipher()
         return None if cipher is None else cipher[0]
 
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """The broker's certificate in DER."""
+        return self._session.getpeercert(binary_form=True)
+
     def feed(self, data: memoryview) -> None:
         """Put in bytes from the network."""
         self._incoming.write(data)
