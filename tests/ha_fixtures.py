@@ -167,8 +167,7 @@ def _fields(step: str, schema: Mapping[Any, Any]) -> Iterator[str]:
             yield from _fields(f"{step}.sections.{marker}", field.schema.schema)
             continue
         yield from (f"{step}.data.{marker}", f"{step}.data_description.{marker}")
-        if isinstance(field, SelectSelector):
-            name = field.config["translation_key"]
+        if isinstance(field, SelectSelector) and (name := field.config.get("translation_key")) is not None:
             yield from (f"selector.{name}.options.{option}" for option in field.config["options"])
 
 

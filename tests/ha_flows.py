@@ -35,7 +35,19 @@ def remote_input(port: int, ca: str | None, *, client_id: str = CLIENT_ID, **fie
 
 async def begin(hass: HomeAssistant) -> ConfigFlowResult:
     """Start setting up."""
-    return await hass.config_entries.flow.async_init(DOMAIN, context={"source": SOURCE_USER})
+    return await choose(hass, await menu(hass), "local")
+
+
+async def menu(hass: HomeAssistant) -> ConfigFlowResult:
+    """Show the first menu."""
+    result = await hass.config_entries.flow.async_init(DOMAIN, context={"source": SOURCE_USER})
+    assert (result["type"], result["step_id"]) == (FlowResultType.MENU, "user")
+    return result
+
+
+async def choose(hass: HomeAssistant, result: ConfigFlowResult, step: str) -> ConfigFlowResult:
+    """Choose from a menu."""
+    return await hass.config_entries.flow.async_configure(result["flow_id"], {"next_step_id": step})
 
 
 async def fill(hass: HomeAssistant, result: ConfigFlowResult, user_input: Input) -> ConfigFlowResult:

@@ -29,6 +29,7 @@ from custom_components.quic_bridge.brokers import LocalMode
 from custom_components.quic_bridge.button import RECONNECT
 from custom_components.quic_bridge.const import DOMAIN
 from custom_components.quic_bridge.event import EVENTS, PAUSED, BridgeEvent
+from custom_components.quic_bridge.importer.model import FileProblem, Reason
 from custom_components.quic_bridge.option_forms import PAGES
 from custom_components.quic_bridge.options import CONGESTION_CONTROLS, Profile
 from custom_components.quic_bridge.sensor import SENSORS
@@ -245,7 +246,8 @@ def test_texts_of_values() -> None:
     form_errors = {"invalid_host", "ca_invalid", "client_id_empty", "no_topics", "unknown"}
     filters = {"filter_empty", "filter_invalid", "filter_hash", "filter_plus", "filter_shared", "filter_sys"}
     # An empty filter in a list is passed over.
-    assert below("config.error.") == codes | form_errors | filters
+    assert below("config.error.") == codes | form_errors | filters | {problem.value for problem in FileProblem}
+    assert below("selector.import_reason.options.") == {reason.value for reason in Reason}
     targets = {"target_invalid", "target_wildcard", "target_capture", "target_one_way"}
     others = {
         "exclude_invalid",
@@ -322,15 +324,15 @@ def test_keys_in_code_are_translated() -> None:
     """Each step and key of a text that is named in the code has a text, and the other way round."""
     strings = code_strings() | {f"publish_{fault}" for fault in PublishFault}
     # These only lead to others.
-    for prefix, module, silent in (
-        ("config", "config_flow.py", {"user", "reauth"}),
-        ("config_subentries.route", "route_flow.py", {"back", "save"}),
-        ("options", "options_flow.py", set()),
+    for prefix, modules, silent in (
+        ("config", ("config_flow.py", "import_flow.py"), {"reauth"}),
+        ("config_subentries.route", ("route_flow.py",), {"back", "save"}),
+        ("options", ("options_flow.py",), set()),
     ):
         steps = {
             key.removeprefix(f"{prefix}.step.").split(".")[0] for key in TEXTS if key.startswith(f"{prefix}.step.")
         }
-        assert steps == steps_in(module) - silent
+        assert steps == {step for module in modules for step in steps_in(module)} - silent
     for prefix in ("config.abort.", "exceptions.", "options.error.", "selector."):
         for key in {key.removeprefix(prefix).split(".")[0] for key in TEXTS if key.startswith(prefix)}:
             assert key in strings, key

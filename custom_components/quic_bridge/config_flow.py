@@ -1,6 +1,6 @@
 """Set-up in the user interface: both brokers, really tried, then the topics; later changes of each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import logging
 from typing import Any, override
 
@@ -8,12 +8,11 @@ from homeassistant.config_entries import (
     SOURCE_RECONFIGURE,
     ConfigEntry,
     ConfigEntryState,
-    ConfigFlow,
     ConfigFlowResult,
     ConfigSubentryData,
     ConfigSubentryFlow,
 )
-from homeassistant.const import CONF_CLIENT_ID, CONF_HOST, CONF_PORT
+from homeassistant.const import CONF_CLIENT_ID, CONF_HOST, CONF_PASSWORD, CONF_PORT
 from homeassistant.core import callback
 from homeassistant.data_entry_flow import AbortFlow
 import probatio
@@ -21,11 +20,13 @@ import probatio
 from .bridge.check import check_broker
 from .bridge.config import BrokerConfig, TransportKind
 from .bridge.errors import BridgeError
+from .bridge.routes import Route
 from .bridge.status import Side
 from .brokers import LocalMode, local_broker, mqtt_entry, new_client_ids, remote_broker
 from .const import (
     CONF_LOCAL,
     CONF_MODE,
+    CONF_PAUSED,
     CONF_REMOTE,
     CONF_USE_TLS,
     DOMAIN,
@@ -47,6 +48,7 @@ from .flow_forms import (
     error_field,
     first_routes,
 )
+from .import_flow import ImportFlow, imported_local, imported_remote, is_complete
 from .options import remote_with_options
 from .options_flow import QuicBridgeOptionsFlow
 from .route_data import route_title, route_to_data
@@ -55,8 +57,10 @@ from .route_flow import RouteSubentryFlow
 _LOGGER = logging.getLogger(__name__)
 
 
-class QuicBridgeConfigFlow(ConfigFlow, domain=DOMAIN):
+class QuicBridgeConfigFlow(ImportFlow, domain=DOMAIN):
     """Sets up a bridge: local broker, remote broker, first topics. Also changes one broker, or its credentials.
+
+    What comes from another bridge's configuration file goes the same way, with forms that are filled in already.
 
     Reconfiguring goes through the same steps as setting up, one broker at a time.
     """
@@ -66,9 +70,11 @@ class QuicBridgeConfigFlow(ConfigFlow, domain=DOMAIN):
 
     def __init__(self) -> None:
         """Begin with client identifiers that nobody else has."""
+        super().__init__()
         client_ids = new_client_ids()
         self._local: dict[str, Any] = {CONF_CLIENT_ID: client_ids[Side.LOCAL]}
         self._remote: dict[str, Any] = {CONF_CLIENT_ID: client_ids[Side.REMOTE]}
+        self._new_client_id = client_ids[Side.REMOTE]
         self._reauth_side = Side.REMOTE
 
     @classmethod
@@ -89,11 +95,14 @@ class QuicBridgeConfigFlow(ConfigFlow, domain=DOMAIN):
 
     @override
     async def async_step_user(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
-        """Begin with the local broker."""
-        return await self.async_step_local()
+        """Choose how to begin."""
+        return self.async_show_menu(step_id="user", menu_options=["local", "import_file"])
 
     async def async_step_local(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
         """Choose the local broker; without an MQTT integration in Home Assistant there is nothing to choose."""
+        if user_input is None and self._imported is not None:
+            self._local |= imported_local(self._imported)
+            self._remote = {CONF_CLIENT_ID: self._new_client_id, **imported_remote(self._imported)}
         if user_input is None and mqtt_entry(self.hass) is None:
             return await self.async_step_local_custom()
         if user_input is None:
@@ -127,6 +136,9 @@ class QuicBridgeConfigFlow(ConfigFlow, domain=DOMAIN):
         if self.source == SOURCE_RECONFIGURE:
             return self._save(self._get_reconfigure_entry(), Side.LOCAL, local)
         self._local = local
+        if self._imported is not None and is_complete(self._imported):
+            typed = {**broker_form(self._remote), CONF_PASSWORD: self._remote[CONF_PASSWORD] or ""}
+            return await self.async_step_remote(REMOTE_SCHEMA(typed))
         return await self.async_step_remote()
 
     async def async_step_remote(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
@@ -145,6 +157,8 @@ class QuicBridgeConfigFlow(ConfigFlow, domain=DOMAIN):
         if self.source == SOURCE_RECONFIGURE:
             return self._save(self._get_reconfigure_entry(), Side.REMOTE, remote)
         self._remote = remote
+        if self._imported is not None and self._imported.routes:
+            return self._create(self._imported.routes, paused=not self._imported.enabled)
         return await self.async_step_topics()
 
     async def async_step_topics(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
@@ -155,9 +169,13 @@ class QuicBridgeConfigFlow(ConfigFlow, domain=DOMAIN):
             routes = first_routes(user_input)
         except FormError as error:
             return self._form("topics", TOPICS_SCHEMA, user_input, error)
+        return self._create(routes)
+
+    def _create(self, routes: Sequence[Route], *, paused: bool = False) -> ConfigFlowResult:
         return self.async_create_entry(
             title=self._remote[CONF_HOST],
             data={CONF_LOCAL: self._local, CONF_REMOTE: self._remote},
+            options={CONF_PAUSED: True} if paused else {},
             subentries=[
                 ConfigSubentryData(
                     subentry_type=SUBENTRY_ROUTE,

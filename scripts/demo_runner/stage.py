@@ -139,6 +139,7 @@ class Stage:
     def _answers(self) -> dict[str, object]:
         """What a person types into the bridge's config flow."""
         return {
+            "menu:user": "local",
             "host": "localhost",
             "port": self.ports.quic,
             "ca": self.ca_pem,

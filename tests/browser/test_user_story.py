@@ -40,6 +40,8 @@ async def test_user_story(world: World, page: Page, language: str, tmp_path: Pat
 async def set_up(visitor: Visitor, world: World) -> None:
     """Add the integration from the list of all, with a wrong password first."""
     await visitor.begin_integration(NAME)
+    await visitor.see_step("config.step.user")
+    await visitor.choose("config.step.user.menu_options.local")
     await visitor.see_step("config.step.local")
     await visitor.picture_of_dialog("setup-local")
     await visitor.submit()

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+import itertools
 from itertools import chain
 from typing import Final
 
@@ -73,7 +74,7 @@ class Route:
         """How the route carries messages in one of the two directions; None: not at all."""
         if self.direction not in {direction, Direction.BOTH}:
             return None
-        there = Rewrite(self.topic_filter, self.target or _same_name(self.topic_filter))
+        there = Rewrite(self.topic_filter, self.target or same_name(self.topic_filter))
         return there.reversed() if self.direction is Direction.BOTH and direction is Direction.TO_LOCAL else there
 
     def problem(self) -> str | None:
@@ -84,7 +85,7 @@ class Route:
             return "filter_sys"
         if any(validate_filter(topic_filter) for topic_filter in self.exclude):
             return "exclude_invalid"
-        there = Rewrite(self.topic_filter, self.target or _same_name(self.topic_filter))
+        there = Rewrite(self.topic_filter, self.target or same_name(self.topic_filter))
         if problem := there.problem():
             return problem
         if self.direction is Direction.BOTH and there.reversed() is None:
@@ -94,15 +95,10 @@ class Route:
         return None
 
 
-def _same_name(topic_filter: str) -> str:
-    number = 0
-    levels: list[str] = []
-    for level in topic_filter.split("/"):
-        if level in {"+", "#"}:
-            number += 1
-            level = f"{{{number}}}"  # noqa: PLW2901
-        levels.append(level)
-    return "/".join(levels)
+def same_name(topic_filter: str) -> str:
+    """Return the target that gives the topics under a filter the names that they have."""
+    numbers = itertools.count(1)
+    return "/".join(f"{{{next(numbers)}}}" if level in {"+", "#"} else level for level in topic_filter.split("/"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,145 @@
+"""What a configuration file of another bridge says, in our terms, and what of it we do not have."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+import re
+from typing import override
+
+from ..bridge.routes import Route
+
+
+class FileProblem(StrEnum):
+    """Why a file cannot be used at all. The value is the translation key of the error."""
+
+    UNREADABLE = "import_unreadable"
+    TOO_LARGE = "import_too_large"
+    NO_BRIDGE = "import_no_bridge"
+    OLD_FORMAT = "import_old_format"
+    """NanoMQ's lines of `bridge.mqtt.name.key=value`, from before it read HOCON."""
+    SUBSTITUTION = "import_substitution"
+    """HOCON that takes values from elsewhere, which NanoMQ does not understand either."""
+
+
+class FileError(Exception):
+    """A file cannot be used; `detail` says more (English)."""
+
+    def __init__(self, problem: FileProblem, detail: str = "") -> None:
+        """Make the error."""
+        super().__init__(f"{problem}: {detail}")
+        self.problem = problem
+        self.detail = detail
+
+
+class Reason(StrEnum):
+    """Why something is not carried over, or not as it was. The value is a translation key."""
+
+    NOT_NEEDED = "not_needed"
+    TIMERS = "timers"
+    LIMITS = "limits"
+    PROTOCOL = "protocol"
+    SESSION = "session"
+    OUTBOX = "outbox"
+    PRESENCE = "presence"
+    FILE = "file"
+    """The file that it names is not here."""
+    CERTIFICATE_CHECK = "certificate_check"
+    """The other bridge did not check the broker's certificate; ours does."""
+    CERTIFICATE_NAME = "certificate_name"
+    TLS = "tls"
+    TCP = "tcp"
+    """The broker was reached over TCP: its QUIC port must be asked for."""
+    ADDRESSES = "addresses"
+    TRANSPARENT = "transparent"
+    START = "start"
+    NO_LOCAL = "no_local"
+    RETAIN = "retain"
+    QOS_LIMIT = "qos_limit"
+    """A quality of service that was set is now the highest one."""
+    QOS_0 = "qos_0"
+    """The file says, or means, that messages cross with QoS 0 and so may get lost."""
+    COPIES = "copies"
+    """Several rules took the same messages, which made copies."""
+    ROUTE_INVALID = "route_invalid"
+    ROUTE_SYSTEM = "route_system"
+    ROUTE_NAME = "route_name"
+    """The new name cannot be made from the topics."""
+    ROUTE_MEANT = "route_meant"
+    """The other bridge could not do what its rule says; ours does."""
+    VARIABLE = "variable"
+    INCLUDE = "include"
+    OTHER_BRIDGE = "other_bridge"
+    """A bridge to something that is no MQTT broker."""
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something of the file that is not carried over, or not as it was. Never has a password."""
+
+    what: str
+    why: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where a broker is reached."""
+
+    host: str
+    port: int | None = None
+    """None: the file leaves it to the default."""
+    quic: bool = False
+
+    @override
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port is None else f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedBridge:
+    """A bridge as a file describes it."""
+
+    name: str
+    addresses: tuple[Address, ...]
+    """At least one; the first is the main one."""
+    client_id: str | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    wants_files: bool = False
+    """It names files with certificates or keys, which must be given."""
+    local_username: str | None = None
+    local_password: str | None = field(default=None, repr=False)
+    enabled: bool = True
+    routes: tuple[Route, ...] = ()
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def quic(self) -> bool:
+        """Whether its broker was reached over QUIC."""
+        return self.addresses[0].quic
+
+
+_CAPTURE = re.compile(r"\{\d+\}")
+
+
+def wildcards(topic: str) -> list[str]:
+    """Return the wildcards of a topic filter, in their order."""
+    return [level for level in topic.split("/") if level in {"+", "#"}]
+
+
+def problem_of(route: Route, *literal: str) -> Reason | None:
+    """Say why a route cannot be; `literal` are the parts of its target in which a capture would not be meant."""
+    if any(_CAPTURE.search(text) or "+" in text or "#" in text for text in literal):
+        return Reason.ROUTE_INVALID
+    if "${" in route.topic_filter or "${" in route.target:
+        return Reason.VARIABLE
+    problem = route.problem()
+    if problem is None:
+        return None
+    return Reason.ROUTE_SYSTEM if problem == "filter_sys" else Reason.ROUTE_INVALID
+
+
+def distinct(notes: Iterable[Note]) -> tuple[Note, ...]:
+    """Return the notes, each once."""
+    return tuple(dict.fromkeys(notes))

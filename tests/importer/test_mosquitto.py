@@ -1,0 +1,140 @@
+"""Bridges of a mosquitto.conf."""
+
+from pathlib import Path
+
+import pytest
+
+from custom_components.quic_bridge.bridge.routes import Direction, RetainMode, Route, Router
+from custom_components.quic_bridge.importer import read_bridges
+from custom_components.quic_bridge.importer.model import Address, FileError, FileProblem, ImportedBridge, Note, Reason
+
+FILE = Path(__file__).parent / "files" / "mosquitto.conf"
+
+
+def read_one(text: str) -> ImportedBridge:
+    (bridge,) = read_bridges(text.encode())
+    return bridge
+
+
+def sketch(route: Route) -> tuple[str, str, str, int]:
+    return str(route.direction), route.topic_filter, route.target, route.max_qos
+
+
+def test_a_whole_file() -> None:
+    office, cloud = read_bridges(FILE.read_bytes())
+    assert (office.name, office.quic, office.enabled, office.wants_files) == ("office", False, True, True)
+    assert office.addresses == (Address(host="broker.example.org", port=8883), Address(host="backup.example.org"))
+    assert (office.client_id, office.username, office.password) == ("home-7", "home", "pass word")
+    assert (office.local_username, office.local_password) == ("bridge", '"quoted"')
+    assert [sketch(route) for route in office.routes] == [
+        ("to_remote", "home/#", "site/7/{1}", 1),
+        ("to_local", "site/7/commands/#", "home/commands/{1}", 2),
+        ("both", "shared/+/state", "", 2),
+        ("to_remote", "lamp", "", 0),
+        ("to_remote", "temperature", "site/7/temperature", 1),
+    ]
+    assert list(office.notes) == [
+        Note("address broker.example.org:8883", Reason.TCP),
+        Note("address backup.example.org", Reason.ADDRESSES),
+        Note("round_robin true", Reason.ADDRESSES),
+        Note("bridge_protocol_version mqttv50", Reason.PROTOCOL),
+        Note("keepalive_interval 120", Reason.TIMERS),
+        Note("restart_timeout 10 60", Reason.TIMERS),
+        Note("notifications true", Reason.PRESENCE),
+        Note("notification_topic bridges/home-7/state", Reason.PRESENCE),
+        Note("try_private true", Reason.NOT_NEEDED),
+        Note("bridge_cafile /etc/mosquitto/certs/ca.crt", Reason.FILE),
+        Note("bridge_certfile /etc/mosquitto/certs/client.crt", Reason.FILE),
+        Note("bridge_keyfile /etc/mosquitto/certs/client.key", Reason.FILE),
+        Note("bridge_insecure true", Reason.CERTIFICATE_NAME),
+        Note("bridge_tls_version tlsv1.2", Reason.TLS),
+        Note("topic lamp out", Reason.QOS_0),
+        Note("topic clients/total in 0 test/ $SYS/broker/", Reason.ROUTE_SYSTEM),
+        Note("topic +lamp out 1", Reason.ROUTE_INVALID),
+        Note("topic state out 1 a/+/ b/", Reason.ROUTE_INVALID),
+        Note("include_dir /etc/mosquitto/conf.d", Reason.INCLUDE),
+    ]
+    assert (cloud.name, cloud.client_id, cloud.username, cloud.password) == ("cloud", "old-name", "old", "older")
+    assert cloud.addresses == (Address(host="2001:db8::7", port=1883),)
+    assert not cloud.wants_files
+    # `bridge_outgoing_retain false` is about one way only.
+    assert [(*sketch(route), route.retain) for route in cloud.routes] == [
+        ("to_remote", "here/both/#", "there/both/{1}", 2, RetainMode.NEVER),
+        ("to_local", "there/both/#", "here/both/{1}", 2, RetainMode.AS_PUBLISHED),
+        ("to_remote", "out/#", "", 2, RetainMode.NEVER),
+        ("to_local", "in/#", "", 2, RetainMode.AS_PUBLISHED),
+    ]
+    reasons = {note.what: note.why for note in cloud.notes}
+    assert reasons["cleansession true"] is Reason.SESSION
+    assert reasons["start_type lazy"] is Reason.START
+    assert reasons["some_new_option 1"] is Reason.UNKNOWN
+    # Nothing of what is secret.
+    assert reasons["bridge_psk"] is Reason.TLS
+    assert "0123456789abcdef" not in str(cloud.notes)
+    assert "older" not in repr(cloud)
+
+
+@pytest.mark.parametrize(
+    ("line", "direction", "topic", "expected"),
+    [
+        # The table of mosquitto.conf(5).
+        ("pattern both 1 L/ R/", Direction.TO_REMOTE, "L/pattern", "R/pattern"),
+        ("pattern both 1 L/ R/", Direction.TO_LOCAL, "R/pattern", "L/pattern"),
+        ('pattern both 1 L/ ""', Direction.TO_REMOTE, "L/pattern", "pattern"),
+        ('pattern both 1 L/ ""', Direction.TO_LOCAL, "pattern", "L/pattern"),
+        ('pattern both 1 "" R/', Direction.TO_REMOTE, "pattern", "R/pattern"),
+        ('pattern both 1 "" R/', Direction.TO_LOCAL, "R/pattern", "pattern"),
+        ('pattern both 1 "" ""', Direction.TO_REMOTE, "pattern", "pattern"),
+        ('"" both 1 local remote', Direction.TO_REMOTE, "local", "remote"),
+        ('"" both 1 local remote', Direction.TO_LOCAL, "remote", "local"),
+        # Prefixes are put before the pattern as they are, wherever a level ends.
+        ("# both 2 local/topic/ remote/topic/", Direction.TO_REMOTE, "local/topic/a/b", "remote/topic/a/b"),
+        ("b/# out 1 a", Direction.TO_REMOTE, "ab/c", "b/c"),
+        ("b/+/d/# in 1 x y/", Direction.TO_LOCAL, "y/b/c/d/e/f", "xb/c/d/e/f"),
+        ("a/+", Direction.TO_REMOTE, "a/b", "a/b"),
+        ("a in", Direction.TO_LOCAL, "a", "a"),
+        ("a in", Direction.TO_REMOTE, "a", None),
+        ("a/# out", Direction.TO_REMOTE, "b/c", None),
+    ],
+)
+def test_topics(line: str, direction: Direction, topic: str, expected: str | None) -> None:
+    bridge = read_one(f"connection x\naddress y\ntopic {line}\n")
+    plan = Router(bridge.routes, direction).find(topic.encode())
+    found = (plan.topic or topic.encode()).decode() if plan.route is not None else None
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    "line", ['"" out 1 local', '"" in 1 "" remote', '"" both 1', "a out 1 p# q", "a{1} out 1 b {2}/"]
+)
+def test_topics_that_cannot_be(line: str) -> None:
+    bridge = read_one(f"connection x\naddress y\ntopic {line}\n")
+    assert bridge.routes == ()
+    assert bridge.notes[-1] == Note(f"topic {line}", Reason.ROUTE_INVALID)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "connection x\ntopic a",
+        "connection x\naddress y\ntopic",
+        "connection x\naddress y\ntopic a sideways",
+        "connection x\naddress y\ntopic a out 3",
+        "connection x\naddress y:port",
+        "connection x\naddress y:0",
+        "connection x\naddress :1883",
+        "connection x\naddress y\nbridge_outgoing_retain no",
+        "\n\nconnection x\naddress y\nconnection z",
+    ],
+)
+def test_what_mosquitto_would_not_read(text: str) -> None:
+    with pytest.raises(FileError) as caught:
+        read_bridges(text.encode())
+    assert caught.value.problem is FileProblem.UNREADABLE
+    assert caught.value.detail.startswith("line ")
+
+
+def test_what_means_the_same_is_not_mentioned() -> None:
+    usual = "cleansession false\nround_robin false\nstart_type automatic\nbridge_insecure false\n# topic # out\n\n"
+    bridge = read_one(f"\ufeff# before\nlistener 1883\nconnection x\naddress y\n{usual}\tbridge_tls_use_os_certs true")
+    assert bridge.notes == (Note("address y", Reason.TCP),)
