@@ -50,6 +50,8 @@ def quick_counters(monkeypatch: pytest.MonkeyPatch) -> None:
 def house_rules(request: pytest.FixtureRequest) -> None:
     """Load the integration, and apply the rules below, in every test with a Home Assistant."""
     if "hass" in request.fixturenames:
+        if "recorder_mock" in request.fixturenames:
+            request.getfixturevalue("recorder_mock")  # wants to be before Home Assistant
         for fixture in ("enable_custom_integrations", "complete_translations", "no_blocking_calls", "quick_counters"):
             request.getfixturevalue(fixture)
 

@@ -4,11 +4,13 @@ from enum import StrEnum
 from typing import Final, override
 
 from homeassistant.components.event import EventEntity, EventEntityDescription
+from homeassistant.const import ATTR_DEVICE_ID, ATTR_ENTITY_ID, ATTR_NAME
 from homeassistant.core import HomeAssistant, callback
 from homeassistant.helpers.entity_platform import AddConfigEntryEntitiesCallback
 
 from .bridge.errors import ErrorCode
 from .bridge.status import DirectionStatus, DropReason, LinkState, LinkStatus, Side
+from .const import DOMAIN
 from .coordinator import QuicBridgeConfigEntry, QuicBridgeCoordinator
 from .entity import QuicBridgeEntity, link_status
 
@@ -16,6 +18,13 @@ PARALLEL_UPDATES = 0
 
 DROPPED_INTERVAL: Final = 60.0
 """Seconds between two events about messages that were dropped for the same reason; an outage can drop many."""
+
+EVENT_QUIC_BRIDGE: Final = f"{DOMAIN}_event"
+"""On Home Assistant's bus, for the logbook (see logbook.py)."""
+ATTR_EVENT_TYPE: Final = "event_type"
+ATTR_SIDE: Final = "side"
+ATTR_REASON: Final = "reason"
+ATTR_COUNT: Final = "count"
 
 PAUSED: Final = "paused"
 """Reason of a disconnection that was wanted; no ErrorCode has this value."""
@@ -89,5 +98,16 @@ class BridgeEvents(QuicBridgeEntity, EventEntity):
                 self._fire(BridgeEvent.DROPPED, side, reason=reason.value, count=count - told)
 
     def _fire(self, event: BridgeEvent, side: Side, **details: str | int) -> None:
-        self._trigger_event(event.value, {"side": side.value, **details})
+        attributes = {ATTR_SIDE: side.value, **details}
+        self._trigger_event(event.value, attributes)
         self.async_write_ha_state()
+        self.hass.bus.async_fire(
+            EVENT_QUIC_BRIDGE,
+            {
+                ATTR_DEVICE_ID: self.device_entry.id if self.device_entry else None,
+                ATTR_ENTITY_ID: self.entity_id,
+                ATTR_NAME: self.coordinator.config_entry.title,
+                ATTR_EVENT_TYPE: event.value,
+                **attributes,
+            },
+        )
