@@ -1,5 +1,6 @@
 """Options in the user interface: what is stored, what is refused, and what reaches the brokers."""
 
+import asyncio
 from dataclasses import replace
 
 from homeassistant.config_entries import ConfigFlowResult
@@ -8,13 +9,14 @@ from homeassistant.data_entry_flow import FlowResultType, InvalidData
 import pytest
 from pytest_homeassistant_custom_component.common import MockConfigEntry
 
-from custom_components.quic_bridge.bridge.config import BackoffConfig, BridgeConfig, QuicConfig
+from custom_components.quic_bridge.bridge.config import BackoffConfig, BridgeConfig, PresenceConfig, QuicConfig
 from custom_components.quic_bridge.bridge.guard import GuardMode, LoopGuard
 from custom_components.quic_bridge.bridge.outbox_model import OutboxLimits
 from custom_components.quic_bridge.brokers import bridge_config, remote_broker
+from custom_components.quic_bridge.options import status_topic
 
 from .ha_flows import Input, suggested
-from .ha_helpers import bridge_entry, local_data, remote_data, set_up, state, wait_running
+from .ha_helpers import CLIENT_ID, bridge_entry, local_data, remote_data, set_up, state, wait_running
 from .support.certs import Certificates
 from .support.client import Client
 from .support.mosquitto import Mosquitto
@@ -270,6 +272,79 @@ async def test_each_knob_reaches_the_wire(
         await home.publish("up/large", bytes(10_000), 1)
         await wait_until(lambda: sum(sizes) > 10_000, what="the message")
     assert max(sizes) == 1300
+
+
+async def test_presence(hass: HomeAssistant) -> None:
+    entry = stored_entry(hass)
+    assert seen(hass, entry).presence == PresenceConfig(
+        local_topic=f"quic_bridge/{CLIENT_ID}-local/state", remote_topic=f"quic_bridge/{CLIENT_ID}/state"
+    )
+    result = await open_page(hass, entry, "presence")
+    assert (result["description_placeholders"] or {})["status_topic"] == "quic_bridge/{client_id}/state"
+    typed = {"announce": True, "status_topic": "home/7", "payload_online": "1", "payload_offline": " 0 "}
+    await fill(hass, result, typed)
+    assert seen(hass, entry).presence == PresenceConfig(
+        local_topic="home/7", remote_topic="home/7", online="1", offline="0"
+    )
+    assert suggested(await open_page(hass, entry, "presence"), "status_topic") == "home/7"
+    await fill(hass, await open_page(hass, entry, "presence"), {"announce": False})
+    assert seen(hass, entry).presence is None
+
+
+def test_a_client_id_that_is_no_part_of_a_topic() -> None:
+    assert status_topic({"status_topic": "x/{client_id}/y"}, "a/b+c#d") == "x/a_b_c_d/y"
+
+
+@pytest.mark.parametrize(
+    ("typed", "errors"),
+    [
+        ({"status_topic": "home/#"}, {"status_topic": "status_topic_invalid"}),
+        ({"status_topic": "$SYS/bridge"}, {"status_topic": "status_topic_invalid"}),
+        ({"status_topic": "x" * 1001}, {"status_topic": "status_topic_invalid"}),
+        ({"payload_online": "offline"}, {"payload_offline": "payloads_equal"}),
+        ({"payload_online": "x" * 1001}, {"payload_online": "payload_too_long"}),
+        ({"payload_offline": "x" * 1001}, {"payload_offline": "payload_too_long"}),
+    ],
+)
+async def test_presence_that_cannot_be(hass: HomeAssistant, typed: Input, errors: dict[str, str]) -> None:
+    entry = stored_entry(hass)
+    result = await fill(hass, await open_page(hass, entry, "presence"), {"announce": True, **typed})
+    assert result["errors"] == errors
+    assert entry.options == {}
+
+
+async def test_another_status_topic_takes_the_place_of_the_old_one(
+    hass: HomeAssistant, local_broker: Mosquitto, remote_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    """Nothing is left behind at either broker: not by another topic, nor by the end of the entry."""
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    brokers = {local_broker: f"quic_bridge/{CLIENT_ID}-local/state", remote_broker: f"quic_bridge/{CLIENT_ID}/state"}
+    for broker, topic in brokers.items():
+        await wait_retained(broker, {topic: b"online"})
+    await fill(hass, await open_page(hass, entry, "presence"), {"announce": True, "status_topic": "home/7"})
+    await hass.async_block_till_done()
+    await wait_running(hass, entry)
+    for broker in brokers:
+        await wait_retained(broker, {"home/7": b"online"})
+    assert await hass.config_entries.async_unload(entry.entry_id)
+    for broker in brokers:
+        await wait_retained(broker, {"home/7": b"offline"})
+    await hass.config_entries.async_remove(entry.entry_id)
+    for broker in brokers:
+        await wait_retained(broker, {})
+
+
+async def wait_retained(broker: Mosquitto, wanted: dict[str, bytes]) -> None:
+    """Wait until a broker has these retained messages and no others."""
+    async with asyncio.timeout(10):
+        while True:
+            async with Client(*broker.address) as client:
+                await client.subscribe("#")
+                await client.ping()
+                if {message.topic: message.payload for message in client.messages if message.retain} == wanted:
+                    return
 
 
 async def test_changed_options_start_the_bridge_afresh(

@@ -45,7 +45,7 @@ async def test_a_message_arrives_as_it_was_given(
     hass: HomeAssistant, entry: MockConfigEntry, remote_broker: Mosquitto
 ) -> None:
     async with Client(*remote_broker.address) as away:
-        await away.subscribe("#", qos=2)
+        await away.subscribe("site/#", qos=2)
         answer = await publish(
             hass,
             config_entry_id=entry.entry_id,
@@ -74,7 +74,7 @@ async def test_a_message_arrives_as_it_was_given(
             Property.USER_PROPERTY: [("from", "Home Assistant"), ("tag", "a"), ("tag", "b")],
         }
         # Without an answer, and with nothing but a topic.
-        await hass.services.async_call(DOMAIN, "publish", {"topic": "empty"}, blocking=True)
+        await hass.services.async_call(DOMAIN, "publish", {"topic": "site/empty"}, blocking=True)
         await away.wait_for(2)
         assert away.messages[1].payload == b""
         # The retained one was kept.

@@ -15,6 +15,7 @@ from custom_components.quic_bridge.options import (
     CONGESTION_CONTROLS,
     CONNECTION_OPTIONS,
     MESSAGE_OPTIONS,
+    PRESENCE_DEFAULTS,
     PROFILES,
     NumberOption,
     Profile,
@@ -63,6 +64,7 @@ def test_every_option_is_documented_and_nothing_else() -> None:
     defaults = {row[1]: row[2] for row in rows(6)}
     assert defaults["congestion_control"] == CONGESTION_CONTROLS[0] == QuicConfig().congestion_control
     assert defaults["loop_guard"] == LoopGuard().mode
+    assert {key: defaults[key] for key in PRESENCE_DEFAULTS} == PRESENCE_DEFAULTS
 
 
 def test_documented_profiles_are_those_of_the_code() -> None:

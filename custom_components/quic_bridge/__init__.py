@@ -15,7 +15,7 @@ from .bridge.config import BrokerConfig
 from .bridge.errors import BridgeError
 from .bridge.outbox import Outbox, OutboxError
 from .bridge.status import Side
-from .brokers import local_broker, outbox_path, remote_broker
+from .brokers import entry_presence, local_broker, outbox_path, remote_broker
 from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
 from .coordinator import QuicBridgeConfigEntry, QuicBridgeCoordinator
 from .issues import async_forget_issues
@@ -60,9 +60,11 @@ async def async_unload_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) 
 async def async_remove_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> None:
     """Have both brokers forget the bridge, and delete the messages that still waited for the remote."""
     async_forget_issues(hass, entry)
+    presence = entry_presence(entry)
+    local_topic, remote_topic = (presence.local_topic, presence.remote_topic) if presence is not None else (None, None)
     await asyncio.gather(
-        _async_forget(Side.LOCAL, lambda: local_broker(hass, entry.data[CONF_LOCAL])),
-        _async_forget(Side.REMOTE, lambda: remote_broker(entry.data[CONF_REMOTE])),
+        _async_forget(Side.LOCAL, lambda: local_broker(hass, entry.data[CONF_LOCAL]), local_topic),
+        _async_forget(Side.REMOTE, lambda: remote_broker(entry.data[CONF_REMOTE]), remote_topic),
     )
     try:
         await Outbox(outbox_path(hass, entry)).remove()
@@ -73,15 +75,16 @@ async def async_remove_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) 
 async def _async_entry_updated(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> None:
     """Follow changed routes as the bridge runs; anything else that has changed starts it afresh."""
     if entry.runtime_data.settings_changed:
+        entry.runtime_data.bridge.retire_presence(entry_presence(entry))
         await hass.config_entries.async_reload(entry.entry_id)
     else:
         await entry.runtime_data.async_apply_routes()
 
 
-async def _async_forget(side: Side, broker: Callable[[], BrokerConfig]) -> None:
+async def _async_forget(side: Side, broker: Callable[[], BrokerConfig], status_topic: str | None) -> None:
     """Let a broker drop its session, which it would fill for a week; if it is away, it does that in the end."""
     try:
         async with asyncio.timeout(FAREWELL_TIMEOUT):
-            await forget_session(broker())
+            await forget_session(broker(), status_topic)
     except (BridgeError, TimeoutError) as error:
         _LOGGER.debug("The %s broker still keeps the session of the bridge that was removed: %r", side, error)

@@ -17,6 +17,7 @@ from .bridge.config import (
     BridgeConfig,
     BrokerConfig,
     OutboxConfig,
+    PresenceConfig,
     TlsConfig,
     TransportKind,
 )
@@ -33,8 +34,9 @@ from .const import (
     DOMAIN,
     PAGE_CONNECTION,
     PAGE_MESSAGES,
+    PAGE_PRESENCE,
 )
-from .options import backoff, loop_guard, outbox_limits, remote_with_options
+from .options import backoff, loop_guard, outbox_limits, presence, remote_with_options
 from .route_data import stored_routes
 
 MQTT_DOMAIN: Final = "mqtt"
@@ -144,9 +146,19 @@ def outbox_path(hass: HomeAssistant, entry: ConfigEntry) -> Path:
     return Path(hass.config.path(STORAGE_DIR, DOMAIN, f"{entry.entry_id}.db"))
 
 
+def entry_presence(entry: ConfigEntry) -> PresenceConfig | None:
+    """Return the status topics of an entry's bridge, if it has any."""
+    return presence(
+        entry.options.get(PAGE_PRESENCE, {}),
+        entry.data[CONF_LOCAL][CONF_CLIENT_ID],
+        entry.data[CONF_REMOTE][CONF_CLIENT_ID],
+    )
+
+
 def bridge_config(hass: HomeAssistant, entry: ConfigEntry) -> BridgeConfig:
     """Return the bridge's configuration: the remote broker and the routes among the entry's subentries."""
     return BridgeConfig(
+        presence=entry_presence(entry),
         guard=loop_guard(entry.options.get(PAGE_MESSAGES, {})),
         outbox=OutboxConfig(path=outbox_path(hass, entry), limits=outbox_limits(entry.options.get(PAGE_MESSAGES, {}))),
         remote=remote_with_options(remote_broker(entry.data[CONF_REMOTE]), entry.options),

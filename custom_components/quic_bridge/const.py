@@ -11,6 +11,7 @@ CONF_PAUSED: Final = "paused"
 # Pages of the options flow, and keys of entry.options: one mapping for each page.
 PAGE_CONNECTION: Final = "connection"
 PAGE_MESSAGES: Final = "messages"
+PAGE_PRESENCE: Final = "presence"
 
 # Keys of the page `connection`, in the units of the form (see options.py).
 CONF_PROFILE: Final = "profile"
@@ -30,6 +31,14 @@ CONF_SESSION_EXPIRY: Final = "session_expiry"
 CONF_SEND_WINDOW: Final = "send_window"
 CONF_RECEIVE_WINDOW: Final = "receive_window"
 CONF_FLOW_WINDOW: Final = "flow_window"
+
+# Keys of the page `presence`.
+CONF_ANNOUNCE: Final = "announce"
+"""Whether there is a status topic at all."""
+CONF_STATUS_TOPIC: Final = "status_topic"
+"""May have `{client_id}` in it."""
+CONF_PAYLOAD_ONLINE: Final = "payload_online"
+CONF_PAYLOAD_OFFLINE: Final = "payload_offline"
 
 # Keys of the page `messages`, in the units of the form (see options.py).
 CONF_MAX_PAYLOAD: Final = "max_payload"

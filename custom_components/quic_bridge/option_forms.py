@@ -6,18 +6,22 @@ from typing import Any, Final
 
 from homeassistant.data_entry_flow import section
 from homeassistant.helpers.selector import (
+    BooleanSelector,
     NumberSelector,
     NumberSelectorConfig,
     NumberSelectorMode,
     SelectSelector,
     SelectSelectorConfig,
     SelectSelectorMode,
+    TextSelector,
 )
 import probatio
 
 from .bridge.config import BrokerConfig, timer_conflict
 from .bridge.guard import GuardMode
+from .bridge.topics import valid_topic
 from .const import (
+    CONF_ANNOUNCE,
     CONF_BACKOFF_BASE,
     CONF_CONGESTION_CONTROL,
     CONF_CONNACK_TIMEOUT,
@@ -30,25 +34,34 @@ from .const import (
     CONF_OUTBOX_DAYS,
     CONF_OUTBOX_MESSAGES,
     CONF_OUTBOX_SIZE,
+    CONF_PAYLOAD_OFFLINE,
+    CONF_PAYLOAD_ONLINE,
     CONF_PING_TIMEOUT,
     CONF_PROFILE,
+    CONF_STATUS_TOPIC,
     PAGE_CONNECTION,
     PAGE_MESSAGES,
+    PAGE_PRESENCE,
     SECTION_OUTBOX,
 )
 from .flow_forms import FormError
 from .options import (
+    CLIENT_ID_VARIABLE,
     CONGESTION_CONTROLS,
     CONNECTION_OPTIONS,
     MESSAGE_OPTIONS,
+    PRESENCE_DEFAULTS,
     NumberOption,
     Profile,
     backoff,
     max_payload,
     outbox_limits,
+    presence_text,
+    status_topic,
     with_connection,
 )
 
+_LONGEST_TEXT: Final = 1000
 _CONFLICT_FIELDS: Final = {
     "ping_over_idle_timeout": CONF_IDLE_TIMEOUT,
     "keepalive_over_idle_timeout": CONF_KEEPALIVE,
@@ -69,6 +82,8 @@ class Page:
     schema: probatio.Schema
     numbers: Mapping[str, NumberOption] = field(default_factory=dict)
     """The numbers among its fields, whose defaults its texts name."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """What else its texts name."""
     implied: Mapping[str, Any] = field(default_factory=dict)
     """Values that are stored with those of its fields."""
     check: Callable[[Mapping[str, Any]], None] = lambda _values: None
@@ -76,8 +91,8 @@ class Page:
 
     @property
     def placeholders(self) -> dict[str, str]:
-        """Each number's default, by its key, for the texts."""
-        return {key: f"{option.default:.10g}" for key, option in self.numbers.items()}
+        """Each number's default, by its key, for the texts, and what else they name."""
+        return {key: f"{option.default:.10g}" for key, option in self.numbers.items()} | dict(self.texts)
 
     def values(self, user_input: Mapping[str, Any]) -> dict[str, Any]:
         """Return what was typed, without sections; raises FormError, shown where the form can show it."""
@@ -145,6 +160,18 @@ def _check_connection(values: Mapping[str, Any]) -> None:
         )
 
 
+def _check_presence(values: Mapping[str, Any]) -> None:
+    topic = status_topic(values, "client")
+    if topic.startswith("$") or len(topic) > _LONGEST_TEXT or not valid_topic(topic.encode()):
+        raise FormError(CONF_STATUS_TOPIC, "status_topic_invalid")
+    online, offline = (presence_text(values, key) for key in (CONF_PAYLOAD_ONLINE, CONF_PAYLOAD_OFFLINE))
+    for key, text in ((CONF_PAYLOAD_ONLINE, online), (CONF_PAYLOAD_OFFLINE, offline)):
+        if len(text) > _LONGEST_TEXT:
+            raise FormError(key, "payload_too_long")
+    if online == offline:
+        raise FormError(CONF_PAYLOAD_OFFLINE, "payloads_equal")
+
+
 PAGES: Final = {
     PAGE_CONNECTION: Page(
         stored_as=PAGE_CONNECTION,
@@ -165,6 +192,17 @@ PAGES: Final = {
         numbers=CONNECTION_OPTIONS,
         implied={CONF_PROFILE: Profile.CUSTOM.value},
         check=_check_connection,
+    ),
+    PAGE_PRESENCE: Page(
+        stored_as=PAGE_PRESENCE,
+        schema=probatio.Schema(
+            {
+                probatio.Required(CONF_ANNOUNCE, default=True): BooleanSelector(),
+                **{probatio.Optional(key): TextSelector() for key in PRESENCE_DEFAULTS},
+            }
+        ),
+        texts={**PRESENCE_DEFAULTS, "variable": CLIENT_ID_VARIABLE},
+        check=_check_presence,
     ),
     PAGE_MESSAGES: Page(
         stored_as=PAGE_MESSAGES,

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from .bridge.config import BackoffConfig, BrokerConfig
+from .bridge.config import BackoffConfig, BrokerConfig, PresenceConfig
 from .bridge.guard import GuardMode, LoopGuard
 from .bridge.outbox_model import OutboxLimits
 from .const import (
+    CONF_ANNOUNCE,
     CONF_BACKOFF_BASE,
     CONF_BACKOFF_CAP,
     CONF_BACKOFF_STABLE,
@@ -30,12 +31,15 @@ from .const import (
     CONF_OUTBOX_DAYS,
     CONF_OUTBOX_MESSAGES,
     CONF_OUTBOX_SIZE,
+    CONF_PAYLOAD_OFFLINE,
+    CONF_PAYLOAD_ONLINE,
     CONF_PING_INTERVAL,
     CONF_PING_TIMEOUT,
     CONF_PROFILE,
     CONF_RECEIVE_WINDOW,
     CONF_SEND_WINDOW,
     CONF_SESSION_EXPIRY,
+    CONF_STATUS_TOPIC,
     PAGE_CONNECTION,
     PAGE_MESSAGES,
 )
@@ -214,6 +218,40 @@ def with_connection(broker: BrokerConfig, values: Mapping[str, Any]) -> BrokerCo
             max_datagram_size=int(option(CONF_MAX_DATAGRAM_SIZE)),
             flow_window=int(option(CONF_FLOW_WINDOW)) * _KIB,
         ),
+    )
+
+
+# --- the page `presence` ----------------------------------------------------------------------------------------------
+
+CLIENT_ID_VARIABLE: Final = "{client_id}"
+PRESENCE_DEFAULTS: Final = {
+    CONF_STATUS_TOPIC: f"quic_bridge/{CLIENT_ID_VARIABLE}/state",
+    CONF_PAYLOAD_ONLINE: "online",
+    CONF_PAYLOAD_OFFLINE: "offline",
+}
+_NOT_IN_TOPICS: Final = str.maketrans("+#/\0", "____")
+
+
+def status_topic(values: Mapping[str, Any], client_id: str) -> str:
+    """Return the status topic of a client for the values of the page `presence`."""
+    text = presence_text(values, CONF_STATUS_TOPIC)
+    return text.replace(CLIENT_ID_VARIABLE, client_id.translate(_NOT_IN_TOPICS))
+
+
+def presence_text(values: Mapping[str, Any], key: str) -> str:
+    """Return a text of the page `presence`, or its default."""
+    return str(values.get(key, "")).strip() or PRESENCE_DEFAULTS[key]
+
+
+def presence(values: Mapping[str, Any], local_client_id: str, remote_client_id: str) -> PresenceConfig | None:
+    """Return the status topics for the values of the page `presence`; None: they are switched off."""
+    if not values.get(CONF_ANNOUNCE, True):
+        return None
+    return PresenceConfig(
+        local_topic=status_topic(values, local_client_id),
+        remote_topic=status_topic(values, remote_client_id),
+        online=presence_text(values, CONF_PAYLOAD_ONLINE),
+        offline=presence_text(values, CONF_PAYLOAD_OFFLINE),
     )
 
 

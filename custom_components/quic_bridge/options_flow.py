@@ -5,12 +5,12 @@ from typing import Any, Final
 
 from homeassistant.config_entries import ConfigFlowResult, OptionsFlow
 
-from .const import CONF_PROFILE, PAGE_CONNECTION, PAGE_MESSAGES
+from .const import CONF_PROFILE, PAGE_CONNECTION, PAGE_MESSAGES, PAGE_PRESENCE
 from .flow_forms import FormError
 from .option_forms import PAGES
 from .options import Profile, chosen
 
-_MENU: Final = [PAGE_CONNECTION, PAGE_MESSAGES]
+_MENU: Final = [PAGE_CONNECTION, PAGE_MESSAGES, PAGE_PRESENCE]
 
 
 class QuicBridgeOptionsFlow(OptionsFlow):
@@ -33,6 +33,10 @@ class QuicBridgeOptionsFlow(OptionsFlow):
     async def async_step_messages(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
         """Ask for the bounds of messages."""
         return self._page(PAGE_MESSAGES, user_input, self._stored(PAGE_MESSAGES))
+
+    async def async_step_presence(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
+        """Ask for the status topic."""
+        return self._page(PAGE_PRESENCE, user_input, self._stored(PAGE_PRESENCE))
 
     def _stored(self, page: str) -> Mapping[str, Any]:
         values: Mapping[str, Any] = self.config_entry.options.get(page, {})

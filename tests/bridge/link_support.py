@@ -17,6 +17,7 @@ from custom_components.quic_bridge.bridge.config import (
     BrokerConfig,
     FailoverConfig,
     OutboxConfig,
+    PresenceConfig,
     QuicConfig,
     TlsConfig,
     TransportKind,
@@ -72,6 +73,7 @@ class BridgeScene:
         self.backoff = BackoffConfig(base=0.05, cap=0.2, refused_base=0.4, refused_cap=0.8)
         self.failover = FailoverConfig()
         self.outbox: OutboxConfig | None = None
+        self.presence: PresenceConfig | None = None
         self.outbox_path = folder / "outbox.db"
         self.tickets: Path | None = None
         self.settings: Callable[[], BrokerConfig] = lambda: self.local_config
@@ -95,6 +97,7 @@ class BridgeScene:
                 failover=self.failover,
                 outbox=self.outbox,
                 tickets=self.tickets,
+                presence=self.presence,
             )
             self._bridge = Bridge(config, lambda: self.settings(), self._on_status)  # noqa: PLW0108 - may be changed
         return self._bridge

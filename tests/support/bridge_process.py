@@ -33,6 +33,8 @@ class BridgeSettings:
     outbox: str | None = None
     """File of the Outbox; None: without."""
     outbox_delay: float = 2.0
+    presence: Mapping[str, str | int] | None = None
+    """PresenceConfig; None: without."""
     report_interval: float = 0.2
     """Seconds between two reports; changes of state are reported at once."""
 

@@ -22,6 +22,7 @@ from custom_components.quic_bridge.bridge.config import (
     BridgeConfig,
     BrokerConfig,
     OutboxConfig,
+    PresenceConfig,
     QuicConfig,
     TlsConfig,
     TransportKind,
@@ -62,6 +63,7 @@ def make_bridge(settings: BridgeSettings) -> Bridge:
         ),
         backoff=BackoffConfig(**settings.backoff),
         outbox=outbox,
+        presence=None if settings.presence is None else PresenceConfig(**settings.presence),  # type: ignore[arg-type] # as told
     )
     local = _broker(settings.local, settings)
     return Bridge(config, lambda: local, _report)

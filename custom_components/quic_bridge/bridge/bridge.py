@@ -8,10 +8,11 @@ from functools import partial
 import logging
 from typing import Final
 
-from .config import BridgeConfig, BrokerConfig, FailoverConfig
+from .config import BridgeConfig, BrokerConfig, FailoverConfig, PresenceConfig
 from .forwarder import Forwarder
 from .link import Link
 from .outbound import OutboundForwarder
+from .presence import Presence
 from .publisher import Publication, Publisher, Receipt
 from .rate import Rate
 from .routes import Direction, Route, Router, subscriptions
@@ -42,6 +43,7 @@ class Bridge:
         """Prepare a bridge; call it in the event loop."""
         self._on_status = on_status
         self._routes = config.routes
+        self._presence_config = config.presence
         self._running = False
         self._since = datetime.now(UTC)
         self._state = BridgeState.STOPPED
@@ -52,11 +54,11 @@ class Bridge:
         self._drops_seen: set[tuple[Direction, DropReason]] = set()
         inbound = Forwarder(
             Direction.TO_LOCAL,
-            Router(config.routes, Direction.TO_LOCAL),
+            self._router(Direction.TO_LOCAL),
             partial(self._dropped, Direction.TO_LOCAL),
             config.guard,
         )
-        router = Router(config.routes, Direction.TO_REMOTE)
+        router = self._router(Direction.TO_REMOTE)
         on_drop = partial(self._dropped, Direction.TO_REMOTE)
         outbound: Forwarder
         if config.outbox is None:
@@ -68,6 +70,9 @@ class Bridge:
             )
             outbound = self._outbox
         self._outbound, self._inbound = outbound, inbound
+        presence = config.presence
+        self._local_presence = Presence(presence, Side.LOCAL) if presence is not None else None
+        self._remote_presence = Presence(presence, Side.REMOTE) if presence is not None else None
         self._publisher = Publisher(outbound)
         self._tickets = TicketStore(config.tickets) if config.tickets is not None else None
         self._local = Link(
@@ -79,6 +84,7 @@ class Bridge:
             acks=inbound,
             subscriptions=lambda: subscriptions(self._routes, Direction.TO_REMOTE),
             changed=self._changed,
+            presence=self._local_presence,
         )
         self._remote = Link(
             Side.REMOTE,
@@ -90,6 +96,7 @@ class Bridge:
             subscriptions=lambda: subscriptions(self._routes, Direction.TO_LOCAL),
             changed=self._changed,
             tickets=self._tickets,
+            presence=self._remote_presence,
         )
 
     @property
@@ -136,9 +143,25 @@ class Bridge:
     async def apply_routes(self, routes: tuple[Route, ...]) -> None:
         """Follow other routes without dropping a connection: only the subscriptions that differ change."""
         self._routes = routes
-        self._outbound.reroute(Router(routes, Direction.TO_REMOTE))
-        self._inbound.reroute(Router(routes, Direction.TO_LOCAL))
+        self._outbound.reroute(self._router(Direction.TO_REMOTE))
+        self._inbound.reroute(self._router(Direction.TO_LOCAL))
         await asyncio.gather(self._local.resubscribe(), self._remote.resubscribe())
+
+    def _router(self, direction: Direction) -> Router:
+        presence = self._presence_config
+        if presence is None:
+            return Router(self._routes, direction)
+        ours = presence.local_topic, presence.remote_topic
+        return Router(self._routes, direction, ours if direction is Direction.TO_REMOTE else ours[::-1])
+
+    def retire_presence(self, other: PresenceConfig | None) -> None:
+        """Prepare for a bridge with another status topic, or none: `stop` takes this one's away."""
+        for presence, topic in (
+            (self._local_presence, other.local_topic if other is not None else None),
+            (self._remote_presence, other.remote_topic if other is not None else None),
+        ):
+            if presence is not None and presence.topic != topic:
+                presence.retire()
 
     def reconnect(self, side: Side | None = None) -> None:
         """Connect one side (or both) anew at once; a wait for the next attempt is cut short."""
@@ -153,6 +176,9 @@ class Bridge:
     # --- status -------------------------------------------------------------------------------------------------------
 
     def _changed(self) -> None:
+        if self._local_presence is not None and self._remote_presence is not None:
+            self._local_presence.cross(self._remote.connected)
+            self._remote_presence.cross(self._local.connected)
         state = _overall(self._local.outlook, self._remote.outlook)
         if state is not self._state:
             self._state = state

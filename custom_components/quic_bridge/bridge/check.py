@@ -8,6 +8,7 @@ from typing import override
 from .config import BrokerConfig
 from .errors import BridgeError, ErrorCode
 from .paho_client import MQTT_3_1_1, MQTT_5
+from .presence import retained
 from .session import AckReceiver, MqttSession, PublishReceiver
 from .transport import make_transport
 from .transport.base import TransportReceiver
@@ -90,12 +91,13 @@ async def check_broker(config: BrokerConfig) -> None:
     await _visit(replace(config, client_id=f"{config.client_id[:50]}-check-{secrets.token_hex(3)}"))
 
 
-async def forget_session(config: BrokerConfig) -> None:
+async def forget_session(config: BrokerConfig, status_topic: str | None = None) -> None:
     """Let the broker forget the bridge's session, and the queue it keeps for us: the bridge will not come back.
 
-    Only for a bridge that does not run, as it would be thrown out. Raises BridgeError.
+    Its `status_topic`, if it has one, is not retained any more either. Only for a bridge that does not run, as it would
+    be thrown out. Raises BridgeError.
     """
-    await _visit(config)
+    await _visit(config, status_topic)
 
 
 async def reach_broker(config: BrokerConfig) -> None:
@@ -108,8 +110,8 @@ async def reach_broker(config: BrokerConfig) -> None:
     await transport.close()
 
 
-async def _visit(config: BrokerConfig) -> None:
-    """Connect with a clean session, with MQTT 5 or else 3.1.1, and disconnect."""
+async def _visit(config: BrokerConfig, cleared: str | None = None) -> None:
+    """Connect with a clean session, with MQTT 5 or else 3.1.1, take a retained message away, and disconnect."""
     for protocol in (MQTT_5, MQTT_3_1_1):
         nobody = _Nobody()
         session = MqttSession(
@@ -124,5 +126,7 @@ async def _visit(config: BrokerConfig) -> None:
             ):
                 continue
             raise
+        if cleared is not None and session.retains:
+            session.write(retained(cleared, "", v5=session.v5))
         await session.close()
         return

@@ -160,6 +160,20 @@ class FailoverConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PresenceConfig:
+    """A retained topic at each broker that says whether messages cross to the other one."""
+
+    local_topic: str
+    remote_topic: str
+    online: str = "online"
+    offline: str = "offline"
+    """Also the Will, so that a bridge that was killed shows, too."""
+    will_delay: int = 5
+    """Seconds of absence before the broker publishes the Will (MQTT 5), so that a take-over by our own next connection
+    is none: a broker might publish the Will of the old one after the `online` of the new."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxConfig:
     """Where and how much to keep on disk while the remote is away."""
 
@@ -180,6 +194,7 @@ class BridgeConfig:
     """None: as for the remote."""
     failover: FailoverConfig = FailoverConfig()
     guard: LoopGuard = field(default_factory=LoopGuard)
+    presence: PresenceConfig | None = None
     outbox: OutboxConfig | None = None
     """None: what waits for the remote waits in the local broker's session, which keeps only so much."""
     tickets: Path | None = None

@@ -12,6 +12,7 @@ from .echoes import Echoes
 from .endpoints import Endpoints
 from .errors import REFUSED_ERRORS, BridgeError, ErrorCode
 from .paho_client import MQTT_5
+from .presence import Presence
 from .reasons import reason_text
 from .routes import Subscription
 from .session import AckReceiver, MqttSession, PublishReceiver
@@ -45,6 +46,7 @@ class Link:
         subscriptions: Callable[[], Sequence[Subscription]],
         changed: Callable[[], None],
         tickets: TicketStore | None = None,
+        presence: Presence | None = None,
     ) -> None:
         """Prepare a link; `start` sets it going. With `tickets` a QUIC connection resumes the one before."""
         self.side = side
@@ -55,6 +57,7 @@ class Link:
         self._subscriptions = subscriptions
         self._changed = changed
         self._tickets = tickets
+        self._presence = presence
         self._version = VersionChoice()
         self._try_at_once = False
         self._echoes = Echoes()
@@ -102,6 +105,11 @@ class Link:
             details=self._details,
             endpoint=self._endpoints.status,
         )
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages cross."""
+        return self._state is LinkState.CONNECTED
 
     @property
     def outlook(self) -> LinkState:
@@ -175,6 +183,7 @@ class Link:
             acks=self._acks,
             bridge_bit=version.bridge_bit,
             echoes=None if version.protocol == MQTT_5 or version.bridge_bit else self._echoes,
+            presence=self._presence,
         )
         self._session = session
         try:
@@ -203,7 +212,9 @@ class Link:
         except BridgeError as error:
             session.fail(error)
             unanswered = self._began is None and session.asked and error.code is ErrorCode.CLOSED_BY_BROKER
-            self._try_at_once = version.failed(error, unanswered=unanswered)
+            self._try_at_once = version.failed(error, unanswered=unanswered) or (
+                self._presence is not None and self._presence.refused(error)
+            )
             raise
         except asyncio.CancelledError:
             await self._say_goodbye(session)

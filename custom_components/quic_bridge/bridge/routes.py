@@ -197,9 +197,13 @@ class Router:
 
     MAX_CACHED: Final = 10_000
 
-    def __init__(self, routes: Iterable[Route], direction: Direction) -> None:
-        """Take the routes of `direction`, in their order."""
+    def __init__(self, routes: Iterable[Route], direction: Direction, ours: tuple[str, str] = ("", "")) -> None:
+        """Take the routes of `direction`, in their order.
+
+        `ours` are our own topics at the source, which does not cross, and at the target, which nothing becomes.
+        """
         routes = tuple(routes)
+        self._ours = ours
         opposite = Direction.TO_LOCAL if direction is Direction.TO_REMOTE else Direction.TO_REMOTE
         self._ways = [(route, way) for route in routes if (way := route.way(direction))]
         self._filters_back = [way.topic_filter for route in routes if (way := route.way(opposite))]
@@ -220,6 +224,8 @@ class Router:
         if not valid_topic(topic) or topic.startswith(b"$SYS/"):
             return Plan(None)
         name = topic.decode()
+        if name == self._ours[0]:
+            return Plan(None, excluded=True)
         excluded = False
         for route, way in self._ways:
             new = way.apply(name)
@@ -229,6 +235,8 @@ class Router:
             if any(matches(topic_filter, subject) for topic_filter in route.exclude):
                 excluded = True
                 continue
+            if new == self._ours[1]:
+                return Plan(None)
             comes_back = any(matches(topic_filter, new) for topic_filter in self._filters_back)
             return Plan(route, None if new == name else new.encode(), comes_back=comes_back)
         return Plan(None, excluded=excluded)

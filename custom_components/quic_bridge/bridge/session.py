@@ -33,6 +33,7 @@ from .paho_client import (
     readable_connack,
     reason_string,
 )
+from .presence import Presence
 from .reasons import connack_error, disconnect_error, stream_error
 from .routes import RetainedAtConnect, Subscription
 from .topics import has_wildcards
@@ -123,11 +124,12 @@ class MqttSession(TransportReceiver):
         clean: bool = False,
         bridge_bit: bool = False,
         echoes: Echoes | None = None,
+        presence: Presence | None = None,
     ) -> None:
         """Prepare a session; `clean` asks for a new one that the broker forgets at once when it ends.
 
         `bridge_bit` tells a broker of MQTT 3.1.1 that we are a bridge, which must not get its own messages back; with
-        `echoes` it sends them back, and they are to be recognised.
+        `echoes` it sends them back, and they are to be recognised. `presence` is written there, and is the Will.
         """
         self.config = config
         self.transport = transport
@@ -148,10 +150,15 @@ class MqttSession(TransportReceiver):
         self._publishes = publishes
         self._acks = acks
         self._clean = clean
+        self._presence = presence
         self._framer = codec.Framer(config.max_packet)
         self._hello = bytearray()
         self._socket = ByteSocket(self._hello.extend)
         self._paho = PahoClient(config, protocol, self._socket, self.reserve_mid, clean=clean, bridge_bit=bridge_bit)
+        if presence is not None and presence.in_use:
+            self._paho.will_set(
+                presence.topic, presence.offline, retain=True, properties=self._will_properties(presence.will_delay)
+            )
         self._paho.on_connect = self._on_connect
         loop = asyncio.get_running_loop()
         self._loop = loop
@@ -200,6 +207,8 @@ class MqttSession(TransportReceiver):
     async def close(self) -> None:
         """Say goodbye (the broker then keeps the session but publishes no Will) and release everything."""
         if self.connected:
+            if self._presence is not None:
+                self._presence.leaving()
             self.write(codec.DISCONNECT_PACKET)
         self._end()
         await self.transport.close()
@@ -226,6 +235,8 @@ class MqttSession(TransportReceiver):
             self._lost.cancel()
         if self.connected:
             self.connected = False
+            if self._presence is not None:
+                self._presence.lost()
             self._publishes.source_lost()
             self._acks.target_lost(ended)
 
@@ -253,6 +264,13 @@ class MqttSession(TransportReceiver):
             raise BridgeError(ErrorCode.CONFIGURATION, f"cannot build CONNECT: {error}") from error
         self._socket.write = self.write
 
+    def _will_properties(self, delay: int) -> Properties | None:
+        if not self.v5:
+            return None
+        properties = make_properties(PacketTypes.WILLMESSAGE)
+        properties.WillDelayInterval = delay
+        return properties
+
     def _on_connect(
         self,
         _client: paho.Client,
@@ -278,6 +296,8 @@ class MqttSession(TransportReceiver):
         self.connected = True
         self._connack.set_result(None)
         self._schedule_ping()
+        if self._presence is not None:
+            self._presence.attached(self)
         self._publishes.source_attached(self)
         self._acks.target_attached(self)
 
@@ -427,6 +447,11 @@ class MqttSession(TransportReceiver):
         return self.transport.open_stream(receiver) if self.connected else None
 
     # --- flow -------------------------------------------------------------------------------------------------------
+
+    @property
+    def retains(self) -> bool:
+        """Whether the broker keeps retained messages."""
+        return self.limits.retain
 
     @property
     def window(self) -> int:
