@@ -17,7 +17,7 @@ import probatio
 from .bridge.check import check_broker
 from .bridge.config import BrokerConfig
 from .bridge.errors import BridgeError
-from .bridge.status import LinkStatus, Side
+from .bridge.status import Side
 from .brokers import local_broker, remote_broker
 from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
 from .coordinator import QuicBridgeConfigEntry
@@ -102,27 +102,47 @@ def _plain(value: object) -> JsonValueType:
 async def _async_test_connection(call: ServiceCall) -> ServiceResponse:
     """Log in at both brokers and out again, beside the connections that the bridge has, which are left alone."""
     entry = _entry(call)
-    status = entry.runtime_data.bridge.status
     local, remote = await asyncio.gather(
-        _async_test(lambda: local_broker(call.hass, entry.data[CONF_LOCAL]), status.local),
-        _async_test(lambda: remote_with_options(remote_broker(entry.data[CONF_REMOTE]), entry.options), status.remote),
+        _async_test(lambda: local_broker(call.hass, entry.data[CONF_LOCAL])),
+        _async_test(lambda: remote_with_options(remote_broker(entry.data[CONF_REMOTE]), entry.options)),
     )
     return {Side.LOCAL.value: local, Side.REMOTE.value: remote}
 
 
-async def _async_test(broker: Callable[[], BrokerConfig], link: LinkStatus) -> JsonObjectType:
-    """Try one broker; add the figures of the connection that the bridge has, or had last."""
-    result: JsonObjectType = {}
+async def _async_test(broker: Callable[[], BrokerConfig]) -> JsonObjectType:
+    """Try one broker, and tell what was seen of it."""
     began = time.perf_counter()
+    result: JsonObjectType
     try:
-        await check_broker(broker())
+        check = await check_broker(broker())
     except BridgeError as error:
-        result |= {"ok": False, "error": error.code.value, "text": error.text}
+        result = {"ok": False, "error": error.code.value, "text": error.text}
     else:
-        result |= {"ok": True}
-    return {
-        **result,
-        "duration_ms": round((time.perf_counter() - began) * 1000, 1),
-        "handshake_ms": link.details.handshake_ms,
-        "round_trip_ms": link.details.rtt_ms,
-    }
+        details, limits = check.details, check.limits
+        result = {
+            "ok": True,
+            "address": details.address,
+            "protocol": check.protocol,
+            "encryption": details.version,
+            "handshake_ms": details.handshake_ms,
+            "login_ms": _milliseconds(check.login),
+            "round_trip_ms": details.rtt_ms,
+            "ping_ms": _milliseconds(check.ping),
+            "allows": {
+                "receive_maximum": limits.receive_maximum,
+                "maximum_packet_size": limits.max_packet,
+                "maximum_qos": limits.max_qos,
+                "retain": limits.retain,
+                "wildcard_subscriptions": limits.wildcards,
+                "shared_subscriptions": limits.shared_subscriptions,
+                "subscription_identifiers": limits.subscription_identifiers,
+                "topic_alias_maximum": limits.topic_alias_maximum,
+                "server_keep_alive": limits.server_keep_alive,
+                "session_expiry_interval": limits.session_expiry,
+            },
+        }
+    return {**result, "duration_ms": _milliseconds(time.perf_counter() - began)}
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 1)

@@ -10,12 +10,14 @@ import pytest
 from custom_components.quic_bridge.bridge.check import check_broker, forget_session
 from custom_components.quic_bridge.bridge.config import BrokerConfig, QuicConfig, TlsConfig
 from custom_components.quic_bridge.bridge.errors import BridgeError, ErrorCode
+from custom_components.quic_bridge.bridge.limits import Limits
 from custom_components.quic_bridge.bridge.status import BridgeState
 
 from ..support.certs import Certificates
 from ..support.client import Client
 from ..support.faults import delay_connack, refuse_connect
 from ..support.mosquitto import Mosquitto, MosquittoOptions
+from ..support.packets import Properties, Property, encode_disconnect
 from ..support.processes import free_port, wait_until
 from ..support.scripted_broker import ScriptedBroker
 from .link_support import Numbers, Scene, make_scene
@@ -46,6 +48,50 @@ async def test_a_good_broker_over_quic_and_tcp(scene: Scene) -> None:
     assert scene.front.stats.disconnects == [0]
     await wait_until(lambda: scene.front.stats.closes, what="CONNECTION_CLOSE")
     assert [close.error_code for close in scene.front.stats.closes] == [0]
+
+
+async def test_what_the_broker_allows() -> None:
+    announced: Properties = {
+        Property.RECEIVE_MAXIMUM: 7,
+        Property.MAXIMUM_PACKET_SIZE: 4000,
+        Property.MAXIMUM_QOS: 1,
+        Property.RETAIN_AVAILABLE: 0,
+        Property.WILDCARD_AVAILABLE: 0,
+        Property.SHARED_AVAILABLE: 0,
+        Property.SUBSCRIPTION_IDENTIFIER_AVAILABLE: 0,
+        Property.TOPIC_ALIAS_MAXIMUM: 3,
+        Property.SERVER_KEEP_ALIVE: 45,
+        Property.SESSION_EXPIRY: 600,
+    }
+    async with ScriptedBroker() as broker:
+        task = asyncio.create_task(check_broker(BrokerConfig(host="127.0.0.1", port=broker.port, client_id="x")))
+        connection = await broker.accept()
+        await connection.handshake(properties=announced)
+        check = await task
+        assert connection.pings == 1
+    assert check.protocol == "5"
+    assert check.limits == Limits(
+        window=7,
+        receive_maximum=7,
+        max_packet=4000,
+        max_qos=1,
+        retain=False,
+        wildcards=False,
+        shared_subscriptions=False,
+        subscription_identifiers=False,
+        topic_alias_maximum=3,
+        server_keep_alive=45,
+        session_expiry=600,
+    )
+
+
+async def test_a_broker_that_lets_us_in_and_goes() -> None:
+    async with ScriptedBroker() as broker:
+        task = asyncio.create_task(refusal(BrokerConfig(host="127.0.0.1", port=broker.port, client_id="x")))
+        connection = await broker.accept()
+        await connection.handshake()
+        connection.send(encode_disconnect(0x8B))
+        assert (await task).code is ErrorCode.SHUTTING_DOWN
 
 
 async def test_a_bridge_that_runs_is_not_disturbed(scene: Scene) -> None:

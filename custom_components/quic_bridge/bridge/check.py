@@ -1,15 +1,18 @@
 """Single visits to a broker: to see whether it can be reached, or lets us in, and to have it forget us."""
 
+import asyncio
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 import secrets
 from typing import override
 
 from .config import BrokerConfig
 from .errors import BridgeError, ErrorCode
+from .limits import Limits
 from .paho_client import MQTT_3_1_1, MQTT_5
 from .presence import retained
 from .session import AckReceiver, MqttSession, PublishReceiver
+from .status import TransportStatus
 from .transport import make_transport
 from .transport.base import TransportReceiver
 
@@ -82,13 +85,41 @@ class _Deaf(TransportReceiver):
         pass
 
 
-async def check_broker(config: BrokerConfig) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """What was seen of a broker that let us in. Times in seconds."""
+
+    protocol: str
+    """`5` or `3.1.1`."""
+    details: TransportStatus
+    login: float
+    """From looking up the name to CONNACK."""
+    ping: float
+    """From PINGREQ to PINGRESP."""
+    limits: Limits
+
+
+async def check_broker(config: BrokerConfig) -> Check:
     """Connect, log in and log out again.
 
     Uses a client identifier of its own and a session that the broker forgets, so that a bridge which runs already
     is not thrown out. Raises BridgeError with the precise cause.
     """
-    await _visit(replace(config, client_id=f"{config.client_id[:50]}-check-{secrets.token_hex(3)}"))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    session = await _enter(replace(config, client_id=f"{config.client_id[:50]}-check-{secrets.token_hex(3)}"))
+    login = loop.time() - began
+    try:
+        ping = await session.ping()
+    finally:
+        await session.close()
+    return Check(
+        protocol="5" if session.v5 else "3.1.1",
+        details=session.transport.status,
+        login=login,
+        ping=ping,
+        limits=session.limits,
+    )
 
 
 async def forget_session(config: BrokerConfig, status_topic: str | None = None) -> None:
@@ -97,7 +128,10 @@ async def forget_session(config: BrokerConfig, status_topic: str | None = None) 
     Its `status_topic`, if it has one, is not retained any more either. Only for a bridge that does not run, as it would
     be thrown out. Raises BridgeError.
     """
-    await _visit(config, status_topic)
+    session = await _enter(config)
+    if status_topic is not None and session.retains:
+        session.write(retained(status_topic, "", v5=session.v5))
+    await session.close()
 
 
 async def reach_broker(config: BrokerConfig) -> None:
@@ -110,23 +144,21 @@ async def reach_broker(config: BrokerConfig) -> None:
     await transport.close()
 
 
-async def _visit(config: BrokerConfig, cleared: str | None = None) -> None:
-    """Connect with a clean session, with MQTT 5 or else 3.1.1, take a retained message away, and disconnect."""
-    for protocol in (MQTT_5, MQTT_3_1_1):
-        nobody = _Nobody()
-        session = MqttSession(
-            config, make_transport(config), protocol=protocol, publishes=nobody, acks=nobody, clean=True
-        )
-        try:
-            await session.open()
-        except BridgeError as error:
-            # A broker that does not speak MQTT 5 says so, or just closes the connection.
-            if protocol == MQTT_5 and (
-                error.code is ErrorCode.PROTOCOL_VERSION or (session.asked and error.code is ErrorCode.CLOSED_BY_BROKER)
-            ):
-                continue
+async def _enter(config: BrokerConfig) -> MqttSession:
+    """Connect with a clean session, with MQTT 5 or else 3.1.1."""
+    session = _session(config, MQTT_5)
+    try:
+        await session.open()
+    except BridgeError as error:
+        # A broker that does not speak MQTT 5 says so, or just closes the connection.
+        closed = session.asked and error.code is ErrorCode.CLOSED_BY_BROKER
+        if not closed and error.code is not ErrorCode.PROTOCOL_VERSION:
             raise
-        if cleared is not None and session.retains:
-            session.write(retained(cleared, "", v5=session.v5))
-        await session.close()
-        return
+        session = _session(config, MQTT_3_1_1)
+        await session.open()
+    return session
+
+
+def _session(config: BrokerConfig, protocol: int) -> MqttSession:
+    nobody = _Nobody()
+    return MqttSession(config, make_transport(config), protocol=protocol, publishes=nobody, acks=nobody, clean=True)

@@ -8,7 +8,6 @@ Alive and lets other traffic postpone the PINGREQ), and DISCONNECT (paho 2.1 dro
 
 import asyncio
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 import logging
 from typing import Final, Protocol, override
 
@@ -23,13 +22,13 @@ from . import codec
 from .config import BrokerConfig
 from .echoes import Echoes
 from .errors import BridgeError, ErrorCode
+from .limits import Limits
 from .paho_client import (
     MQTT_5,
     PAHO_ERRORS,
     ByteSocket,
     PahoClient,
     make_properties,
-    number,
     readable_connack,
     reason_string,
 )
@@ -52,21 +51,8 @@ _UNSPECIFIED: Final = 0x80
 _NO_WILDCARDS: Final = 0xA2
 _STALLED_PINGS: Final = 3
 """With our own reading paused, silence says less: so many ping deadlines pass before it counts."""
-# A 3.1.1 broker announces no limit; mosquitto's default of QoS 2 messages it takes at a time.
-_DEFAULT_WINDOW_3_1_1: Final = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What the broker's CONNACK allows."""
-
-    window: int
-    """QoS 1 and 2 messages under way at a time."""
-    max_packet: int = codec.MAX_REMAINING_LENGTH + 5
-    max_qos: int = 2
-    retain: bool = True
-    wildcards: bool = True
-    """Whether topic filters may have wildcards."""
+_PINGRESP: Final = 0
+"""Stands for a packet identifier, which PINGREQ and PINGRESP do not have."""
 
 
 class PublishReceiver(Protocol):
@@ -279,17 +265,9 @@ class MqttSession(TransportReceiver):
         _reason: ReasonCode,
         props: Properties | None,
     ) -> None:
-        self.limits = Limits(
-            window=min(
-                self.config.window,
-                number(props, "ReceiveMaximum", 65_535 if self.v5 else _DEFAULT_WINDOW_3_1_1),
-            ),
-            max_packet=number(props, "MaximumPacketSize", codec.MAX_REMAINING_LENGTH + 5),
-            max_qos=number(props, "MaximumQoS", 2),
-            retain=bool(number(props, "RetainAvailable", 1)),
-            wildcards=bool(number(props, "WildcardSubscriptionAvailable", 1)),
-        )
-        self._keepalive = number(props, "ServerKeepAlive", self.config.keepalive)
+        self.limits = Limits.read(props, window=self.config.window, v5=self.v5)
+        if self.limits.server_keep_alive is not None:
+            self._keepalive = self.limits.server_keep_alive
         self.session_present = flags.session_present
         if self.echoes is not None and not self.session_present:
             self.echoes.clear()
@@ -353,6 +331,9 @@ class MqttSession(TransportReceiver):
         """Take a SUBACK or UNSUBACK. paho gives up on reason codes that it does not know."""
         self._require_connected(packet[0])
         mid, codes = codec.decode_suback(header, packet, v5=self.v5)
+        self._answered(mid, codes)
+
+    def _answered(self, mid: int, codes: list[int]) -> None:
         future = self._subacks.get(mid)
         if future is not None and not future.done():
             future.set_result(codes)
@@ -410,6 +391,7 @@ class MqttSession(TransportReceiver):
 
     def _control_packet(self, packet_type: int, header: int, packet: bytes) -> None:
         if packet_type == codec.PINGRESP:
+            self._answered(_PINGRESP, [])
             return
         body = packet[header:]
         if packet_type == codec.DISCONNECT:
@@ -481,6 +463,13 @@ class MqttSession(TransportReceiver):
         self.transport.resume_reading()
 
     # --- liveness ---------------------------------------------------------------------------------------------------
+
+    async def ping(self) -> float:
+        """Return the seconds from a PINGREQ to its answer. Raises BridgeError when there is none."""
+        began = self._loop.time()
+        self.write(codec.PINGREQ_PACKET)
+        await self._suback(_PINGRESP, "PINGREQ")
+        return self._loop.time() - began
 
     def _schedule_ping(self) -> None:
         if self._keepalive:
