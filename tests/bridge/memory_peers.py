@@ -234,7 +234,7 @@ class Table:
         peers = {1: self.local, 2: self.remote}
         self._make = vars(link)["make_transport"]
 
-        def make_transport(config: BrokerConfig, _tickets: object) -> Transport:
+        def make_transport(config: BrokerConfig, _resources: object) -> Transport:
             return MemoryTransport(peers[config.port])
 
         vars(link)["make_transport"] = make_transport

@@ -570,6 +570,27 @@ def test_no_move_without_a_spare_identifier(pair: Pair) -> None:
     assert not pair.client.can_move
 
 
+def test_another_identifier_now_and_then(pair: Pair) -> None:
+    """As often as one likes: the peer replaces each. One is left for a move."""
+    client = pair.client
+    seen = {client._peer_cid.cid}
+    for number in range(20):
+        assert client.rotate()
+        client.send_ping(number)
+        pair.settle()
+        seen.add(client._peer_cid.cid)
+        assert events.PingAcknowledged(uid=number) in pair.client_events
+    assert len(seen) == 21
+    assert client.close_event is None
+    while client.rotate():
+        pass
+    assert client.can_move
+
+
+def test_no_other_identifier_before_the_handshake_is_confirmed(certs: Certificates) -> None:
+    assert not Pair(certs).client.rotate()
+
+
 # Signs of life
 
 

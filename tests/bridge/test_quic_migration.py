@@ -218,3 +218,20 @@ async def test_a_broker_that_does_not_want_it(
     network.change(SECOND)
     assert (await pair.receiver.wait_lost()).code is ErrorCode.PING_TIMEOUT
     assert SECOND not in network.opened
+
+
+async def test_a_long_run_changes_its_identifiers(
+    front: Front, certs: Certificates, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with every change of address only (RFC 9000 section 5.1); there is always one left for that."""
+    monkeypatch.setattr(quic_driver, "CID_LIFETIME", 0.05)
+    pair = await connect(front, certs, peer, replace(PATIENT, ping_interval=0.05))
+    await ready(pair)
+    seen = set()
+    for number in range(5):
+        await wait_until(lambda: pair.quic.quic.host_cid not in seen, what="another connection identifier")
+        seen.add(pair.quic.quic.host_cid)
+        await echo(pair, number)
+    assert driver(pair).connection.can_move
+    assert pair.transport.status.migrations == 0
+    await pair.transport.close()

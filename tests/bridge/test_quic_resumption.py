@@ -9,7 +9,8 @@ import pytest
 from custom_components.quic_bridge.bridge.config import BrokerConfig, QuicConfig, TlsConfig
 from custom_components.quic_bridge.bridge.errors import BridgeError, ErrorCode
 from custom_components.quic_bridge.bridge.status import LinkState
-from custom_components.quic_bridge.bridge.transport import QuicTransport, TicketStore
+from custom_components.quic_bridge.bridge.transport import QuicResources, QuicTransport
+from custom_components.quic_bridge.bridge.transport.quic_tickets import TicketStore
 
 from ..support.certs import Certificates
 from ..support.faults import refuse_connect
@@ -44,7 +45,7 @@ async def visit(
 ) -> QuicTransport:
     """Connect, see that bytes cross both ways, wait for a ticket and leave; its status stays."""
     known = len(peer.connections)
-    transport = QuicTransport(config, store)
+    transport = QuicTransport(config, QuicResources(store))
     receiver = Receiver()
     await transport.connect(receiver, hello)
     transport.write(b"more")
@@ -117,11 +118,11 @@ async def test_other_authorities_are_asked_again(
     """The broker would resume; but who is trusted has changed since, so its certificate is looked at."""
     await visit(config, store, front, peer)
     other = replace(config, tls=TlsConfig())
-    transport = QuicTransport(other, store)
+    transport = QuicTransport(other, QuicResources(store))
     assert (await refusal(transport)).code is ErrorCode.CERTIFICATE_UNTRUSTED
     # Nor does a ticket that was had without a check help one who checks.
     await visit(replace(config, tls=TlsConfig(verify=False)), store, front, peer)
-    assert (await refusal(QuicTransport(other, store))).code is ErrorCode.CERTIFICATE_UNTRUSTED
+    assert (await refusal(QuicTransport(other, QuicResources(store)))).code is ErrorCode.CERTIFICATE_UNTRUSTED
     assert (await visit(config, store, front, peer)).status.resumed
 
 
@@ -134,7 +135,7 @@ async def test_nobody_home_does_not_use_up_the_ticket(
     front.freeze()
     for _ in range(3):
         with pytest.raises(BridgeError) as error:
-            await QuicTransport(config, store).connect(Receiver(), HELLO)
+            await QuicTransport(config, QuicResources(store)).connect(Receiver(), HELLO)
         assert error.value.code is ErrorCode.NO_ANSWER
     front.thaw()
     status = (await visit(replace(config, quic=EARLY), store, front, peer)).status
@@ -147,7 +148,7 @@ async def test_a_broker_that_stumbles_over_tickets(
     await visit(config, store, front, peer)
     await visit(config, store, front, peer)
     front.policy.refuse_handshake = 0x150
-    assert (await refusal(QuicTransport(config, store))).code is ErrorCode.TLS_FAILED
+    assert (await refusal(QuicTransport(config, QuicResources(store)))).code is ErrorCode.TLS_FAILED
     front.policy.refuse_handshake = None
     assert (await visit(config, store, front, peer)).status.resumed is False
 

@@ -17,7 +17,7 @@ from .publisher import Publication, Publisher, Receipt
 from .rate import Rate
 from .routes import Direction, Route, Router, subscriptions
 from .status import BridgeState, BridgeStatus, DropReason, LinkState, Side
-from .transport import TicketStore
+from .transport import QuicResources
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Bridge:
         self._local_presence = Presence(presence, Side.LOCAL) if presence is not None else None
         self._remote_presence = Presence(presence, Side.REMOTE) if presence is not None else None
         self._publisher = Publisher(outbound)
-        self._tickets = TicketStore(config.tickets) if config.tickets is not None else None
+        self._quic = QuicResources.of(config)
         self._local = Link(
             Side.LOCAL,
             local,
@@ -95,7 +95,7 @@ class Bridge:
             acks=self._publisher,
             subscriptions=lambda: subscriptions(self._routes, Direction.TO_LOCAL),
             changed=self._changed,
-            tickets=self._tickets,
+            resources=self._quic,
             presence=self._remote_presence,
         )
 
@@ -137,8 +137,7 @@ class Bridge:
         self._inbound.close()
         if self._outbox is not None:
             await self._outbox.stop()
-        if self._tickets is not None:
-            await self._tickets.close()
+        await self._quic.close()
 
     async def apply_routes(self, routes: tuple[Route, ...]) -> None:
         """Follow other routes without dropping a connection: only the subscriptions that differ change."""

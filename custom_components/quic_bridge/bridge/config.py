@@ -184,6 +184,17 @@ class OutboxConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuicLogConfig:
+    """Logs of QUIC for experts."""
+
+    folder: Path
+    qlog: bool = False
+    """What each connection did, in the format of qlog viewers."""
+    key_log: bool = False
+    """Secrets in the format of NSS (SSLKEYLOGFILE): with them, others can decrypt the connections."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeConfig:
     """Everything about the bridge but the local broker, which is looked up afresh for each connection."""
 
@@ -199,6 +210,7 @@ class BridgeConfig:
     """None: what waits for the remote waits in the local broker's session, which keeps only so much."""
     tickets: Path | None = None
     """File for the remote's session tickets, which make reconnecting cheaper; None: each handshake is a full one."""
+    quic_logs: QuicLogConfig | None = None
 
 
 MIN_CONNACK_TIMEOUT: Final = 5.0

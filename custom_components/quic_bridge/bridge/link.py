@@ -17,7 +17,7 @@ from .reasons import reason_text
 from .routes import Subscription
 from .session import AckReceiver, MqttSession, PublishReceiver
 from .status import LinkError, LinkState, LinkStatus, Side, TransportStatus
-from .transport import TicketStore, make_transport
+from .transport import QuicResources, make_transport
 from .versions import VersionChoice
 
 _LOGGER = logging.getLogger(__name__)
@@ -45,10 +45,10 @@ class Link:
         acks: AckReceiver,
         subscriptions: Callable[[], Sequence[Subscription]],
         changed: Callable[[], None],
-        tickets: TicketStore | None = None,
+        resources: QuicResources | None = None,
         presence: Presence | None = None,
     ) -> None:
-        """Prepare a link; `start` sets it going. With `tickets` a QUIC connection resumes the one before."""
+        """Prepare a link; `start` sets it going. `resources` are for connections over QUIC."""
         self.side = side
         self._endpoints = Endpoints(failover, settings)
         self._backoff = Backoff(backoff)
@@ -56,7 +56,7 @@ class Link:
         self._acks = acks
         self._subscriptions = subscriptions
         self._changed = changed
-        self._tickets = tickets
+        self._resources = resources
         self._presence = presence
         self._version = VersionChoice()
         self._try_at_once = False
@@ -171,7 +171,7 @@ class Link:
         self._asked = False
         self._set_state(LinkState.CONNECTING)
         config = self._endpoints.dial()
-        transport = make_transport(config, self._tickets)
+        transport = make_transport(config, self._resources)
         self._transport = transport.kind
         version = self._version
         version.choose()

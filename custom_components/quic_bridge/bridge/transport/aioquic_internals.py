@@ -266,6 +266,13 @@ class ClientConnection(QuicConnection):
         loss._pacer = QuicPacketPacer(max_datagram_size=size)
         self._watch_packets()
 
+    def rotate(self) -> bool:
+        """Go over to another connection identifier of the peer's, if there is one more than a `move` needs."""
+        if not self._handshake_confirmed or len(self._peer_cid_available) < 2:
+            return False
+        self.change_connection_id()
+        return True
+
     def _send_again(self, now: float) -> None:
         """Take all application data under way for not delivered, though by no fault of the network's."""
         space = self._spaces[tls.Epoch.ONE_RTT]

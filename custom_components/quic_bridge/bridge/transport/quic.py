@@ -12,7 +12,7 @@ from ..status import TransportStatus
 from .base import ExtraStream, StreamReceiver, TransportReceiver
 from .quic_dial import Attempt, Dialler
 from .quic_driver import QuicDriver
-from .quic_tickets import TicketStore
+from .quic_resources import QuicResources
 
 READ_SIZE: Final = 16 * 1024
 """Most bytes in one `data_received`."""
@@ -39,9 +39,9 @@ class QuicTransport:
     delivered nevertheless, in pieces, before `connection_lost`.
     """
 
-    def __init__(self, config: BrokerConfig, tickets: TicketStore | None = None) -> None:
+    def __init__(self, config: BrokerConfig, resources: QuicResources | None = None) -> None:
         """Prepare a connection to the broker; nothing happens before `connect`."""
-        self._dialler = Dialler(config, tickets)
+        self._dialler = Dialler(config, resources or QuicResources())
         self._state = _State.NEW
         self._receiver: TransportReceiver | None = None
         self._attempt: Attempt | None = None

@@ -18,7 +18,8 @@ from ..tls import CertificateVerifier, ClientIdentity, server_name
 from .addresses import Address, in_executor, no_answer, race, resolve
 from .aioquic_internals import CertificateCheck, ClientConnection
 from .quic_driver import DriverOwner, QuicDriver
-from .quic_tickets import Ticket, TicketStore, broker_key
+from .quic_resources import QuicResources
+from .quic_tickets import Ticket, broker_key
 
 ALPN: Final = "mqtt"
 CONGESTION_CONTROLS: Final = frozenset({"reno", "cubic"})
@@ -152,10 +153,11 @@ class Attempt(DriverOwner):
 class Dialler:
     """Makes one connection to one broker."""
 
-    def __init__(self, config: BrokerConfig, tickets: TicketStore | None) -> None:
+    def __init__(self, config: BrokerConfig, resources: QuicResources) -> None:
         """Prepare; nothing happens before `connect`."""
         self._config = config
-        self._tickets = tickets
+        self._tickets = resources.tickets
+        self._logs = resources.logs
         self._attempts: list[Attempt] = []
         self.last_status = TransportStatus()
         """Figures of the latest attempt that failed."""
@@ -269,4 +271,6 @@ class Dialler:
             configuration.certificate = material.identity.certificate
             configuration.certificate_chain = material.identity.chain
             configuration.private_key = material.identity.private_key
+        if self._logs is not None:
+            self._logs.attach(configuration)
         return configuration

@@ -32,6 +32,8 @@ RECEIVE_BUDGET: Final = 8
 """Datagrams taken in one turn of the loop, which is Home Assistant's; the rest waits in the kernel for the next."""
 OLD_PATH_PTOS: Final = 3
 """Probe timeouts for which a socket that was replaced is still read."""
+CID_LIFETIME: Final = 3600.0
+"""Seconds for which a connection identifier of the peer's is used, so that no long run shares one."""
 KEY_UPDATE_PACKETS: Final = 1_000_000
 """Packets between key updates; AES-GCM's limit is 2^23 (RFC 9001 section 6.6), and aioquic never updates by itself."""
 TIMER_RESOLUTION: Final = 0.0005
@@ -111,6 +113,7 @@ class QuicDriver:
         self._drained: asyncio.Future[None] | None = None
         self._streams: dict[int, QuicStream] = {}
         self._next_key_update = KEY_UPDATE_PACKETS
+        self._next_identifier = self._loop.time() + CID_LIFETIME
         self._warned_of_stream = False
 
     # Life
@@ -242,6 +245,10 @@ class QuicDriver:
     @_guarded
     def _on_liveness(self) -> None:
         self._liveness.look()
+        now = self._loop.time()
+        if now >= self._next_identifier and self.connection.rotate():
+            self._next_identifier = now + CID_LIFETIME
+            self._schedule_flush()
 
     # Steps
 
