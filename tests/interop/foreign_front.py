@@ -3,9 +3,9 @@
 All fronts take the same options, obey the same commands (a line on their standard input, for every connection there
 is) and tell the same events (a line of JSON on their standard output):
 
-    options     --listen, --broker, --cert, --key, --client-ca, --alpn, --retry
+    options     --listen, --broker, --cert, --key, --client-ca, --alpn, --retry, --early-data
     commands    close CODE (CONNECTION_CLOSE of the application), fin, reset CODE (RESET_STREAM)
-    events      listening; connected: peer, alpn, resumed, client_certificate; moved: peer;
+    events      listening; connected: peer, alpn, resumed, early_data, client_certificate; moved: peer;
                 key_updated: by_peer (quic-go alone knows); closed: by_peer, application, code
 
 SIGTERM and the end of their input end them with CONNECTION_CLOSE 0. `scripts/lib/foreign-quic` prepares them.
@@ -65,6 +65,8 @@ class FrontOptions:
     alpn: str = "mqtt"
     retry: bool = False
     """Answer the first Initial with a Retry (RFC 9000 section 8.1.2)."""
+    early_data: bool = False
+    """Take what comes with the first flight of a resumed connection (0-RTT)."""
 
 
 type Event = dict[str, Any]
@@ -130,6 +132,7 @@ class ForeignFront(Service):
             f"--key={self.certificate.key_file}",
             f"--alpn={options.alpn}",
             *(["--retry"] if options.retry else []),
+            *(["--early-data"] if options.early_data else []),
             *([f"--client-ca={options.client_ca_file}"] if options.client_ca_file is not None else []),
         ]
         await self.spawn(command)

@@ -273,6 +273,55 @@ async def test_retry(scene: ForeignScene) -> None:
         await scene.bridge.stop()
 
 
+@pytest.mark.parametrize("early_data", [False, True])
+async def test_resumption(scene: ForeignScene, early_data: bool) -> None:
+    """Reconnects in mid-stream by session tickets, one of them across a restart of ours; CONNECT goes early or not."""
+    scene.front.options = FrontOptions(early_data=early_data)
+    scene.tickets = scene.front.log_file.parent / "tickets"
+    scene.tune(replace(QUICK, early_data=early_data))
+    await scene.up()
+    assert not (await scene.front.event("connected"))["resumed"]
+    async with Numbers(scene) as numbers:
+        numbers.start()
+        for number in range(2, 5):
+            await numbers.flowing()
+            if number < 4:
+                scene.front.command("close 0")
+            else:
+                await scene.renew()
+                await scene.running()
+            connected = await scene.front.event("connected", number)
+            assert connected["resumed"]
+            assert connected["early_data"] is early_data
+            await scene.running()
+            assert scene.link.details.resumed
+            assert scene.link.details.early_data is (True if early_data else None)
+        await numbers.flowing()
+        await numbers.settled()
+    assert len(scene.front.events("connected")) == 4
+
+
+@pytest.mark.parametrize("early_data", [False, True])
+async def test_a_ticket_of_a_server_that_restarted(scene: ForeignScene, early_data: bool) -> None:
+    """It has other keys now: a full handshake, and what went early goes again. The next one is resumed."""
+    scene.front.options = FrontOptions(early_data=early_data)
+    scene.tickets = scene.front.log_file.parent / "tickets"
+    scene.tune(replace(QUICK, early_data=early_data))
+    await scene.up()
+    async with Numbers(scene) as numbers:
+        numbers.start()
+        await numbers.flowing()
+        await scene.front.restart()
+        assert not (await scene.front.event("connected", 2))["resumed"]
+        await scene.running()
+        assert scene.link.details.early_data is (False if early_data else None)
+        await numbers.flowing()
+        scene.front.command("close 0")
+        assert (await scene.front.event("connected", 3))["resumed"]
+        await numbers.flowing()
+        await numbers.settled()
+
+
 async def test_key_updates_by_us(scene: ForeignScene, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server follows: with the old keys it could not read us, nor we what it sends."""
     updates: list[None] = []

@@ -24,10 +24,12 @@ class BridgeSettings:
     own_streams: tuple[str, ...] = ()
     """The filters of those routes that have a QUIC stream of their own."""
     transport: str = "quic"
+    tls: bool = False
+    """Encrypt TCP to the remote, too; QUIC always is."""
     broker: Mapping[str, float] = field(default_factory=dict)
     """Numbers of BrokerConfig (keepalive, window, ...), for both sides."""
-    quic: Mapping[str, float] = field(default_factory=dict)
-    """Numbers of QuicConfig."""
+    quic: Mapping[str, float | str] = field(default_factory=dict)
+    """Fields of QuicConfig."""
     backoff: Mapping[str, float] = field(default_factory=dict)
     """Numbers of BackoffConfig."""
     outbox: str | None = None

@@ -44,7 +44,7 @@ def make_bridge(settings: BridgeSettings) -> Bridge:
         settings.remote,
         settings,
         transport=TransportKind(settings.transport),
-        tls=TlsConfig(ca=Path(settings.ca_file).read_text()) if quic else None,
+        tls=TlsConfig(ca=Path(settings.ca_file).read_text()) if quic or settings.tls else None,
         quic=QuicConfig(**settings.quic),  # type: ignore[arg-type] # numbers
     )
     outbox = None

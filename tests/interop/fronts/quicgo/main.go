@@ -56,16 +56,18 @@ func tell(event string, fields map[string]any) {
 	fmt.Printf("%s\n", text)
 }
 
-func (s *server) serve(conn quic.Connection) {
+func (s *server) serve(conn quic.EarlyConnection) {
 	current := &session{conn: conn}
 	s.mutex.Lock()
 	s.sessions[current] = struct{}{}
 	s.mutex.Unlock()
+	<-conn.HandshakeComplete()
 	state := conn.ConnectionState().TLS
 	tell("connected", map[string]any{
 		"peer":               conn.RemoteAddr().String(),
 		"alpn":               state.NegotiatedProtocol,
 		"resumed":            state.DidResume,
+		"early_data":         conn.ConnectionState().Used0RTT,
 		"client_certificate": len(state.PeerCertificates) > 0,
 	})
 	if stream, err := conn.AcceptStream(context.Background()); err == nil {
@@ -174,6 +176,7 @@ func main() {
 	clientCA := flag.String("client-ca", "", "PEM file; clients must show a certificate of this authority")
 	alpn := flag.String("alpn", "mqtt", "what to offer")
 	retry := flag.Bool("retry", false, "send a Retry first")
+	earlyData := flag.Bool("early-data", false, "take 0-RTT")
 	flag.Parse()
 
 	address, err := net.ResolveUDPAddr("udp", *listen)
@@ -185,8 +188,9 @@ func main() {
 		log.Fatal(err)
 	}
 	transport := &quic.Transport{Conn: socket, VerifySourceAddress: func(net.Addr) bool { return *retry }}
-	listener, err := transport.Listen(tlsConfig(*cert, *key, *clientCA, *alpn), &quic.Config{
+	listener, err := transport.ListenEarly(tlsConfig(*cert, *key, *clientCA, *alpn), &quic.Config{
 		MaxIdleTimeout: time.Hour, // the client's counts
+		Allow0RTT:      *earlyData,
 		Tracer:         tracer,
 	})
 	if err != nil {

@@ -27,6 +27,7 @@ const { values: options } = parseArgs({
     'client-ca': { type: 'string' },
     alpn: { type: 'string', default: 'mqtt' },
     retry: { type: 'boolean', default: false },
+    'early-data': { type: 'boolean', default: false },
   },
 });
 
@@ -48,6 +49,7 @@ config.setInitialMaxData(4 * WINDOW);
 config.setInitialMaxStreamDataBidiRemote(WINDOW);
 config.setInitialMaxStreamsBidi(10);
 config.setActiveConnectionIdLimit(8);
+if (options['early-data']) config.enableEarlyData();
 
 const socket = createSocket('udp4');
 const sessions = new Map(); // by each of our connection identifiers, in hex
@@ -61,6 +63,7 @@ class Session {
   #ended = false; // the broker's side, or by a command
   #timer;
   #told = false;
+  #early = false; // bytes of the stream came with the first flight
 
   constructor(cid, clientsCid, originalCid, peer) {
     this.#connection = quiche.Connection.accept(cid, originalCid, local, peer, config);
@@ -74,6 +77,7 @@ class Session {
     } catch {
       // quiche closes the connection where that is due; `flush` tells why.
     }
+    this.#early ||= this.#connection.isInEarlyData() && this.#connection.streamReadable(STREAM);
     this.#handshake();
     this.#fromClient();
     this.#toClient();
@@ -128,6 +132,7 @@ class Session {
       peer: `${path.peerHost.host}:${path.peerHost.port}`,
       alpn: Buffer.from(connection.applicationProto()).toString(),
       resumed: connection.isResumed(),
+      early_data: this.#early,
       client_certificate: connection.peerCertChain() !== null,
     });
     // Spare connection identifiers: without them the client cannot move to another address.
@@ -140,7 +145,7 @@ class Session {
 
   #fromClient() {
     const connection = this.#connection;
-    if (!connection.isEstablished()) return;
+    if (!connection.isEstablished() && !connection.isInEarlyData()) return;
     if (this.#broker === null && connection.streamReadable(STREAM)) this.#dial();
     const buffer = Buffer.alloc(READ_SIZE);
     while (this.#brokerTakesMore && connection.streamReadable(STREAM)) {
