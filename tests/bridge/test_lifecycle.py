@@ -288,8 +288,11 @@ async def test_stop_when_busy(stage: Stage, home: Client, away: Client, seed: in
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("seed", [1])
 async def test_stop_when_the_remote_fell_silent(stage: Stage, home: Client, seed: int) -> None:
+    all_run = asyncio.Barrier(_BRIDGES)
+
     async def fall_silent(bridge: Bridge) -> None:
         await until_running(bridge)
+        await all_run.wait()  # what is frozen before lets nobody else connect
         stage.front.freeze()
 
     for number in range(2):

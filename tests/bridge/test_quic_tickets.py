@@ -150,7 +150,7 @@ def test_trust_ends_after_a_day_or_with_the_certificate() -> None:
         (NOW + timedelta(days=300), TRUST),
         (NOW + timedelta(hours=3), timedelta(hours=3)),
     ):
-        assert abs(Ticket.checked_now(session, expires).trusted_until - NOW - until) < timedelta(minutes=1)
+        assert abs(Ticket.checked_now(session, expires).trusted_until - NOW - until) < timedelta(minutes=30)
 
 
 async def test_what_did_no_good_is_forgotten(path: Path) -> None:
