@@ -1,5 +1,8 @@
 """The diagnostics download: all that helps, nothing that is private."""
 
+from typing import Any
+
+from homeassistant.components.diagnostics import REDACTED
 from homeassistant.core import HomeAssistant
 import pytest
 from pytest_homeassistant_custom_component.components.diagnostics import get_diagnostics_for_config_entry
@@ -7,10 +10,11 @@ from pytest_homeassistant_custom_component.typing import ClientSessionGenerator
 
 from .ha_helpers import CLIENT_ID, bridge_entry, local_data, mqtt_entry, remote_data, route_data, set_up, wait_for_state
 from .support.certs import Certificates
+from .support.faults import refuse_filters
 from .support.mosquitto import Mosquitto
 from .support.quic_front import Front
 
-PRIVATE = ("localhost", "127.0.0.1", "my-user", "my-password", CLIENT_ID, "my-home", "bedroom", "BEGIN CERTIFICATE")
+PRIVATE = ("localhost", "127.0.0.1", "my-user", "my-password", CLIENT_ID, "my-home", "bedroom", "my-secret", "BEGIN ")
 
 
 @pytest.mark.parametrize("mode", ["home_assistant", "custom", "missing"])
@@ -27,6 +31,9 @@ async def test_diagnostics(
         mqtt_entry(local_broker, **credentials).add_to_hass(hass)
     local = local_data(local_broker, **credentials) if mode == "custom" else local_data(None)
     remote = remote_data(quic_front.port, certs.ca_pem, **credentials, host="localhost")
+    # Keys of a later version are private, too, at whatever depth.
+    remote |= {"later": [{"name": "my-secret-topic"}], "private_key": "BEGIN PRIVATE KEY"}
+    quic_front.add_rule(*refuse_filters({"my-home/+/bedroom/#": 0x87}))
     routes = [
         {"direction": "both", "topic_filter": "my-home/+/bedroom/#"},
         route_data("to_remote", "my-home/#", target="my-home/{1}", exclude=["bedroom/+"], enabled=False),
@@ -35,10 +42,11 @@ async def test_diagnostics(
     await set_up(hass, entry)
     await wait_for_state(hass, entry, "status", "refused" if mode == "missing" else "running")
 
+    await wait_for_state(hass, entry, "remote_connection", "on")
     await quic_front.stop()
     # An error whose text quotes the address.
     await wait_for_state(hass, entry, "remote_last_error", "refused")
-    found = await get_diagnostics_for_config_entry(hass, hass_client, entry)
+    found: dict[str, Any] = await get_diagnostics_for_config_entry(hass, hass_client, entry)
 
     for word in PRIVATE:
         assert word not in str(found), word
@@ -57,9 +65,44 @@ async def test_diagnostics(
         "password": True,
         "tls": {"own_ca": True, "own_server_name": False, "verify": True, "client_certificate": False},
     }
+    assert found["entry"]["data"]["remote"]["later"] == [{"name": REDACTED}]
+    assert found["paused"] is False
+    assert ["refused", "*/+/*/#"] in found["route_problems"]
     status = found["status"]
+    assert status["remote"]["failed_filters"] == [["*/+/*/#", "not authorized (0x87)"]]
+    changes = [(change["state"], change["error"]) for change in found["history"] if change["side"] == "remote"]
+    assert changes[:4] == [
+        ("stopped", None),
+        ("connecting", None),
+        ("connected", None),
+        ("waiting", "closed_by_broker"),
+    ]
+    assert "closed" in next(change["text"] for change in found["history"] if change["error"] == "closed_by_broker")
+    assert ("refused_local_entry_missing" in found["issues"]) is (mode == "missing")
+    assert "subscriptions_refused_remote" in found["issues"]
     assert status["state"] == ("refused" if mode == "missing" else "remote_down")
     assert status["remote"]["error"]["code"] == "refused"
     assert "refuse" in status["remote"]["error"]["text"]
     assert status["remote"]["details"]["handshake_ms"] is not None or status["remote"]["attempts"]
     assert status["outbound"]["forwarded"] == 0
+
+
+async def test_the_history_is_bounded(
+    hass: HomeAssistant,
+    local_broker: Mosquitto,
+    quic_front: Front,
+    certs: Certificates,
+    hass_client: ClientSessionGenerator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("custom_components.quic_bridge.history.MAX_KEPT", 5)
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    await set_up(hass, entry)
+    for reconnects in range(3):
+        await wait_for_state(hass, entry, "remote_reconnects", str(reconnects))
+        await wait_for_state(hass, entry, "status", "running")
+        entry.runtime_data.bridge.reconnect()
+    await wait_for_state(hass, entry, "remote_reconnects", "3")
+    found: dict[str, Any] = await get_diagnostics_for_config_entry(hass, hass_client, entry)
+    assert len(found["history"]) == 5
+    assert [change["at"] for change in found["history"]] == sorted(change["at"] for change in found["history"])

@@ -17,6 +17,7 @@ from .bridge.routes import Route, hidden_routes
 from .bridge.status import BridgeStatus, LinkState, LinkStatus, Side
 from .brokers import MQTT_DOMAIN, bridge_config, local_broker, uses_home_assistant_broker
 from .const import CONF_LOCAL, CONF_PAUSED, DOMAIN, REAUTH_SIDE
+from .history import History
 from .issues import BridgeIssues
 from .options import local_with_options
 from .route_data import stored_routes
@@ -47,6 +48,7 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         self._refused: set[Side] = set()
         self._mqtt_broker = self._read_mqtt_broker()
         self._issues = BridgeIssues(hass, entry)
+        self.history = History()
         self._routes: tuple[Route, ...] = ()
         self._hidden: dict[str, Route] = {}
         self.route_problems: tuple[RouteProblem, ...] = ()
@@ -159,6 +161,7 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         if not uses_home_assistant_broker(self.config_entry):
             # The credentials of Home Assistant's own broker are the mqtt integration's to ask for.
             self._async_check_credentials(Side.LOCAL, status.local)
+        self.history.follow(status)
         self.route_problems = tuple(route_problems(self._routes, self._hidden, status))
         if self.paused:
             self._issues.async_clear()

@@ -6,36 +6,34 @@ import re
 from typing import Any, Final
 
 from homeassistant.components.diagnostics import REDACTED, async_redact_data
-from homeassistant.const import (
-    CONF_CLIENT_ID,
-    CONF_EXCLUDE,
-    CONF_HOST,
-    CONF_PASSWORD,
-    CONF_PORT,
-    CONF_TARGET,
-    CONF_USERNAME,
-)
+from homeassistant.const import CONF_EXCLUDE, CONF_PORT, CONF_TARGET
 from homeassistant.core import HomeAssistant
+from homeassistant.helpers.issue_registry import async_get as async_get_issues
 
 from .bridge.config import BrokerConfig
 from .bridge.errors import BridgeError
 from .brokers import local_broker, remote_broker
-from .const import CONF_CA, CONF_LOCAL, CONF_REMOTE, CONF_SERVER_NAME, CONF_TOPIC_FILTER, SUBENTRY_ROUTE
+from .const import (
+    CONF_CONGESTION_CONTROL,
+    CONF_LOCAL,
+    CONF_LOOP_GUARD,
+    CONF_MODE,
+    CONF_PROFILE,
+    CONF_REMOTE,
+    CONF_TOPIC_FILTER,
+    DOMAIN,
+    SUBENTRY_ROUTE,
+)
 from .coordinator import QuicBridgeConfigEntry
 from .route_data import is_enabled, route_from_data, route_to_data
 
-_PRIVATE: Final = {
-    CONF_HOST,
-    CONF_USERNAME,
-    CONF_PASSWORD,
-    CONF_CLIENT_ID,
-    CONF_CA,
-    CONF_SERVER_NAME,
-    "title",
-    "address",
-    "failed_filters",
-}
-"""Keys of the entry and of the status. A title is the remote host, unless the user made up another."""
+_PLAIN: Final = {CONF_MODE, CONF_PROFILE, CONF_CONGESTION_CONTROL, CONF_LOOP_GUARD}
+"""Keys of stored texts that are choices from a list. All other texts are the user's: only whether there is one is told.
+
+So a setting that is added later is private until somebody says otherwise.
+"""
+_ADDRESSES: Final = {"address"}
+"""Keys in the status."""
 _SHORTEST: Final = 3
 """Shorter private words are not looked for in texts: they would be found in everything."""
 
@@ -46,35 +44,64 @@ _PLACE: Final = re.compile(r"[+#]|\{\d+\}|")
 
 
 async def async_get_config_entry_diagnostics(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> dict[str, Any]:
-    """Return the entry, its routes, the brokers as the bridge sees them, and the bridge's whole status."""
+    """Return the entry, its routes, the brokers as the bridge sees them, the bridge's status and how it came to it."""
+    coordinator = entry.runtime_data
     remote = remote_broker(entry.data[CONF_REMOTE])
-    brokers = [remote]
+    private = {*_texts(entry.data), *_private_words(remote)}
     local: dict[str, Any]
     try:
         broker = local_broker(hass, entry.data[CONF_LOCAL])
     except BridgeError as error:
         local = {"error": error.code.value}
     else:
-        brokers.append(broker)
+        private.update(_private_words(broker))
         local = _broker(broker)
-    words = sorted({word for broker in brokers for word in _private_words(broker)}, key=len, reverse=True)
-    status = asdict(entry.runtime_data.bridge.status)
+    words = sorted((word for word in private if len(word) >= _SHORTEST), key=len, reverse=True)
+    status = async_redact_data(asdict(coordinator.bridge.status), _ADDRESSES)
+    for side in (CONF_LOCAL, CONF_REMOTE):
+        refused = status[side]["failed_filters"]
+        status[side]["failed_filters"] = [[_shape(name), reason] for name, reason in refused.items()]
     return {
-        "entry": async_redact_data(
-            {
-                "title": entry.title,
-                "version": entry.version,
-                "minor_version": entry.minor_version,
-                "data": dict(entry.data),
-                "options": dict(entry.options),
-            },
-            _PRIVATE,
-        ),
+        "entry": {
+            "version": entry.version,
+            "minor_version": entry.minor_version,
+            "data": _stored(entry.data),
+            "options": _stored(entry.options),
+        },
+        "paused": coordinator.paused,
         "routes": [_route(subentry.data) for subentry in entry.get_subentries_of_type(SUBENTRY_ROUTE)],
+        "route_problems": [[found.problem, _shape(found.route.topic_filter)] for found in coordinator.route_problems],
         "local_broker": local,
         "remote_broker": _broker(remote),
-        "status": _without(words, async_redact_data(status, _PRIVATE)),
+        "status": _without(words, status),
+        "history": [_without(words, asdict(change)) for change in coordinator.history.changes],
+        "issues": sorted(
+            issue.translation_key or issue.issue_id
+            for issue in async_get_issues(hass).issues.values()
+            if issue.domain == DOMAIN and issue.active and issue.issue_id.endswith(entry.entry_id)
+        ),
     }
+
+
+def _stored(value: object, key: str = "") -> object:
+    """Return what is stored, without the texts that are the user's."""
+    if isinstance(value, Mapping):
+        return {name: _stored(item, name) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_stored(item, key) for item in value]
+    return REDACTED if isinstance(value, str) and value and key not in _PLAIN else value
+
+
+def _texts(value: object, key: str = "") -> Iterator[str]:
+    """Return the texts that `_stored` leaves out."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _texts(item, name)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item, key)
+    elif isinstance(value, str) and key not in _PLAIN:
+        yield value
 
 
 def _broker(broker: BrokerConfig) -> dict[str, Any]:
@@ -97,7 +124,7 @@ def _broker(broker: BrokerConfig) -> dict[str, Any]:
 
 def _private_words(broker: BrokerConfig) -> Iterator[str]:
     words = (broker.host, broker.username, broker.password, broker.client_id, broker.tls and broker.tls.server_name)
-    return (word for word in words if word and len(word) >= _SHORTEST)
+    return (word for word in words if word)
 
 
 def _route(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,6 +147,8 @@ def _without(words: list[str], value: object) -> object:
     """Take private words and IP addresses out of texts, which may quote a host or what a broker has said."""
     if isinstance(value, Mapping):
         return {key: _without(words, item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without(words, item) for item in value]
     if type(value) is str:
         for word in words:
             value = value.replace(word, REDACTED)
