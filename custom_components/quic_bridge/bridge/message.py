@@ -219,6 +219,10 @@ def encode(target: MqttSession, message: Message, router: Router, marker: PathMa
         # The time it waited here is taken off (MQTT 5, 3.3.2.3.3).
         offset = codec.expiry_offset(forwarded)
         if offset is not None:
-            rest = max(1, math.ceil(message.expires_at - time.time()))
+            interval = int.from_bytes(forwarded[offset : offset + 4])
+            # `expires_at` may be the end of the route's patience, which says nothing of how long the message lives.
+            patience = plan.route.max_age if plan.route is not None else None
+            came_at = message.expires_at - min(interval, patience if patience is not None else math.inf)
+            rest = min(interval, max(1, math.ceil(came_at + interval - time.time())))
             forwarded = forwarded[:offset] + rest.to_bytes(4) + forwarded[offset + 4 :]
     return codec.encode_publish(wanted, plan.topic or topic, message.mid, forwarded + mark, payload)
