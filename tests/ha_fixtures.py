@@ -15,7 +15,9 @@ from typing import Any
 
 from homeassistant.components.repairs import RepairsFlowManager
 from homeassistant.config_entries import ConfigEntriesFlowManager, ConfigSubentryFlowManager, OptionsFlowManager
+from homeassistant.core import ServiceRegistry
 from homeassistant.data_entry_flow import FlowHandler, FlowManager, FlowResultType, section
+from homeassistant.exceptions import HomeAssistantError, Unauthorized
 from homeassistant.helpers.entity import Entity
 from homeassistant.helpers.issue_registry import IssueRegistry, async_get as async_get_issues
 from homeassistant.helpers.selector import SelectSelector
@@ -90,8 +92,8 @@ def untranslated(keys: Iterable[str], given: Iterable[str], texts: Texts) -> Ite
 
 
 @pytest.fixture
-def complete_translations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail a test in which a flow or an issue of ours shows what is not translated, or fills not all placeholders.
+def complete_translations(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """Fail a test in which a flow, an issue or an error of ours shows what is not translated, or lacks a placeholder.
 
     Home Assistant's own tests have such a fixture; the harness for custom integrations comes without.
     """
@@ -99,6 +101,7 @@ def complete_translations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     missing: set[str] = set()
     handle_step = FlowManager._async_handle_step
     create_issue = IssueRegistry.async_get_or_create
+    call_service = ServiceRegistry.async_call
 
     @wraps(handle_step)
     async def checked_step(
@@ -121,9 +124,22 @@ def complete_translations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             missing.update(untranslated(keys, kwargs["translation_placeholders"] or {}, texts))
         return create_issue(self, domain, issue_id, **kwargs)
 
+    @wraps(call_service)
+    async def checked_call(self: ServiceRegistry, domain: str, *args: Any, **kwargs: Any) -> object:  # noqa: ANN401
+        try:
+            return await call_service(self, domain, *args, **kwargs)
+        except HomeAssistantError as error:
+            if error.translation_domain == DOMAIN:
+                key = f"exceptions.{error.translation_key}.message"
+                missing.update(untranslated([key], error.translation_placeholders or {}, texts))
+            elif domain == DOMAIN and error.translation_key is None and not isinstance(error, Unauthorized):
+                missing.add(f"{error!r} has no translation")
+            raise
+
+    monkeypatch.setattr(ServiceRegistry, "async_call", checked_call)
     monkeypatch.setattr(FlowManager, "_async_handle_step", checked_step)
     monkeypatch.setattr(IssueRegistry, "async_get_or_create", checked_issue)
-    yield
+    yield missing
     assert not missing, f"Translations are missing or incomplete: {sorted(missing)}"
 
 

@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from homeassistant.core import HomeAssistant
+from homeassistant.core import HomeAssistant, ServiceCall
+from homeassistant.exceptions import HomeAssistantError
+import pytest
+
+from custom_components.quic_bridge.const import DOMAIN
 
 from .ha_fixtures import PACKAGE, untranslated
 
@@ -13,6 +17,32 @@ def test_missing_texts_and_placeholders_are_found() -> None:
     assert list(untranslated(["config.error.refused"], ["host", "port"], texts)) == []
     assert list(untranslated(["config.error.refused"], ["host"], texts)) == ["config.error.refused: {port}"]
     assert list(untranslated(["config.error.unknown"], [], texts)) == ["config.error.unknown"]
+
+
+async def test_errors_without_a_text_are_found(hass: HomeAssistant, complete_translations: set[str]) -> None:
+    """Those of our actions and entities, as people see them."""
+    errors: list[HomeAssistantError] = []
+
+    async def act(_: ServiceCall) -> None:
+        raise errors.pop()
+
+    hass.services.async_register(DOMAIN, "act", act)
+    for error, finding in (
+        (HomeAssistantError("plain words"), "HomeAssistantError('plain words') has no translation"),
+        (
+            HomeAssistantError(translation_domain=DOMAIN, translation_key="nowhere"),
+            "exceptions.nowhere.message",
+        ),
+        (
+            HomeAssistantError(translation_domain=DOMAIN, translation_key="bridge_paused"),
+            "exceptions.bridge_paused.message: {name}",
+        ),
+    ):
+        errors.append(error)
+        with pytest.raises(HomeAssistantError):
+            await hass.services.async_call(DOMAIN, "act", blocking=True)
+        assert complete_translations == {finding}
+        complete_translations.clear()
 
 
 async def test_blocking_calls_are_found(hass: HomeAssistant, no_blocking_calls: list[str]) -> None:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from homeassistant.config_entries import ConfigEntryDisabler, ConfigEntryState, ConfigSubentry
 from homeassistant.const import STATE_OFF, STATE_ON
 from homeassistant.core import HomeAssistant, callback
+from homeassistant.helpers import entity_registry as er
 import pytest
 
 from custom_components.quic_bridge.bridge.routes import Direction
@@ -166,6 +167,23 @@ async def test_changed_routes_take_effect_without_a_reconnect(
         assert {message.topic for message in away.messages if message.payload == b"home"} == {"new/lamp", "both"}
     assert len(quic_front.stats.connects) == 1
     assert local_broker.log.count(f"as {CLIENT_ID}-local") == 1
+
+
+async def test_entities_of_another_version_go(hass: HomeAssistant, socket_enabled: None, certs: Certificates) -> None:
+    """After a downgrade, say; those that are there keep what a person has made of them."""
+    entry = bridge_entry(local_data(None), remote_data(free_port(), certs.ca_pem))
+    entry.add_to_hass(hass)
+    registry = er.async_get(hass)
+    later = registry.async_get_or_create("sensor", DOMAIN, f"{entry.entry_id}_of_later", config_entry=entry)
+    ours = registry.async_get_or_create(
+        "sensor", DOMAIN, f"{entry.entry_id}_status", config_entry=entry, disabled_by=er.RegistryEntryDisabler.USER
+    )
+    registry.async_update_entity(ours.entity_id, name="My bridge")
+    assert await hass.config_entries.async_setup(entry.entry_id)
+    assert registry.async_get(later.entity_id) is None
+    kept = registry.async_get(ours.entity_id)
+    assert kept is not None
+    assert (kept.name, kept.disabled_by) == ("My bridge", er.RegistryEntryDisabler.USER)
 
 
 async def test_removed_entry_is_forgotten_by_the_brokers(

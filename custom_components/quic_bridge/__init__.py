@@ -6,8 +6,8 @@ import logging
 from typing import Final
 
 from homeassistant.const import Platform
-from homeassistant.core import HomeAssistant
-from homeassistant.helpers import config_validation as cv
+from homeassistant.core import HomeAssistant, callback
+from homeassistant.helpers import config_validation as cv, entity_registry as er
 from homeassistant.helpers.typing import ConfigType
 
 from .bridge.check import forget_session
@@ -44,6 +44,7 @@ async def async_setup_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -
     entry.runtime_data = coordinator
     # The entities first, so that they see what the bridge tells from its start on.
     await hass.config_entries.async_forward_entry_setups(entry, PLATFORMS)
+    _remove_stale_entities(hass, entry)
     entry.async_on_unload(entry.add_update_listener(_async_entry_updated))
     await coordinator.async_start()
     return True
@@ -70,6 +71,18 @@ async def async_remove_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) 
         await Outbox(outbox_path(hass, entry)).remove()
     except OutboxError as error:
         _LOGGER.warning("The file with the messages that waited could not be deleted: %s", error)
+
+
+@callback
+def _remove_stale_entities(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> None:
+    """Remove what another version had and this one has not, before or after: it would be unavailable for ever.
+
+    Home Assistant remembers what a person had made of such an entity, in case it comes back.
+    """
+    registry = er.async_get(hass)
+    for entity in er.async_entries_for_config_entry(registry, entry.entry_id):
+        if entity.unique_id not in entry.runtime_data.unique_ids:
+            registry.async_remove(entity.entity_id)
 
 
 async def _async_entry_updated(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> None:

@@ -49,6 +49,8 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         self._mqtt_broker = self._read_mqtt_broker()
         self._issues = BridgeIssues(hass, entry)
         self.history = History()
+        self.unique_ids: set[str] = set()
+        """Those of the entities that this version has, also of the ones that are disabled."""
         self._routes: tuple[Route, ...] = ()
         self._hidden: dict[str, Route] = {}
         self.route_problems: tuple[RouteProblem, ...] = ()

@@ -21,6 +21,7 @@ class QuicBridgeEntity(CoordinatorEntity[QuicBridgeCoordinator]):
         entry_id = coordinator.config_entry.entry_id
         self.entity_description = description
         self._attr_unique_id = f"{entry_id}_{description.key}"
+        coordinator.unique_ids.add(self._attr_unique_id)
         self._attr_device_info = DeviceInfo(
             identifiers={(DOMAIN, entry_id)},
             entry_type=DeviceEntryType.SERVICE,
