@@ -7,10 +7,9 @@ import re
 from playwright.async_api import Page
 import pytest
 
-from custom_components.quic_bridge.option_forms import PAGES
-
 from ..ha_fixtures import load_texts
 from ..support.client import Client
+from . import dashboard
 from .pictures import Pictures
 from .visitor import DOMAIN, Visitor
 from .world import PASSWORD, REMOTE_PASSWORD, REMOTE_USER, USER, World
@@ -30,8 +29,11 @@ async def test_user_story(world: World, page: Page, language: str, tmp_path: Pat
         await add_a_route(visitor)
         await see_it_work(visitor, world)
         await see_an_outage(visitor, world)
-        await look_at_options(visitor, list(PAGES))
+        await look_at_options(visitor)
         await download_diagnostics(visitor)
+        if language == "en":
+            # Its own words are English.
+            await look_at_the_dashboard(visitor, world)
     assert visitor.errors == []
     assert world.hass.complaints() == []
     assert pictures.left_over() == set()
@@ -128,14 +130,15 @@ async def see_an_outage(visitor: Visitor, world: World) -> None:
     await visitor.see_entity(f"{SENSOR}.messages_sent", re.compile(r"\b8\b"))
 
 
-async def look_at_options(visitor: Visitor, pages: list[str]) -> None:
+async def look_at_options(visitor: Visitor) -> None:
     """Open every page of the options."""
+    menu = "options.step.init.menu_options"
     await visitor.open_integration()
-    for page in pages:
+    for page in visitor.keys_below(menu):
         await visitor.open_options()
         await visitor.see_step("options.step.init")
         await visitor.picture_of_dialog("options")
-        await visitor.choose(f"options.step.init.menu_options.{page}")
+        await visitor.choose(f"{menu}.{page}")
         await visitor.see_step(f"options.step.{page}")
         await visitor.picture_of_dialog(f"options-{page}")
         await visitor.close()
@@ -147,3 +150,14 @@ async def download_diagnostics(visitor: Visitor) -> None:
     assert json.loads(text)["home_assistant"]["version"]
     assert json.loads(text)["integration_manifest"]["domain"] == DOMAIN
     assert REMOTE_PASSWORD not in text
+
+
+async def look_at_the_dashboard(visitor: Visitor, world: World) -> None:
+    """Add the dashboard of the documentation and look at it."""
+    entry_id = await world.api.entry_of(DOMAIN)
+    assert entry_id is not None
+    await dashboard.add_history(world.api, entry_id)
+    path = await dashboard.add_dashboard(world.api, entry_id)
+    await visitor.open_dashboard(path, at=dashboard.NOW)
+    await visitor.look_at_page()
+    await visitor.picture_of_page("dashboard", height=780)

@@ -7,6 +7,7 @@ The frontend's own buttons are found by their place. Playwright's CSS selectors 
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 import re
 from typing import Final, Self
@@ -58,6 +59,10 @@ class Visitor:
         """Return a text of the integration as it is shown."""
         return self._texts[key].format(**placeholders)
 
+    def keys_below(self, prefix: str) -> list[str]:
+        """Return the last parts of the keys of all texts of one kind."""
+        return [key.removeprefix(f"{prefix}.") for key in self._texts if key.startswith(f"{prefix}.")]
+
     # --- getting around ---
 
     async def log_in(self, user: str, password: str) -> None:
@@ -82,6 +87,15 @@ class Visitor:
         await self.open_integration()
         await self.page.locator('a[href^="/config/devices/device/"]').first.click()
         await self.page.locator("ha-config-device-page hui-generic-entity-row").first.wait_for()
+
+    async def open_dashboard(self, path: str, *, at: datetime) -> None:
+        """Go to a dashboard, by a clock that stands still, and see all its cards."""
+        await self.page.clock.set_fixed_time(at)
+        await self.open(path)
+        await self.page.locator("hui-tile-card").first.wait_for()
+        for graph in await self.page.locator("hui-statistics-graph-card").all():
+            await graph.locator("canvas").wait_for()
+        await expect(self.page.locator("hui-error-card, hui-warning")).to_have_count(0)
 
     # --- dialogs ---
 
@@ -110,7 +124,7 @@ class Visitor:
     async def choose(self, key: str) -> None:
         """Choose from a menu."""
         await (
-            self._dialog.locator("ha-list-item-button, mwc-list-item, ha-list-item")
+            self._dialog.locator("mwc-list-item, ha-list-item")
             .filter(has_text=re.compile(rf"^\s*{re.escape(self.text(key))}"))
             .click()
         )
