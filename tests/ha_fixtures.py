@@ -10,6 +10,7 @@ import socket
 import ssl
 import string
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -37,6 +38,12 @@ def hass_config_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
+def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep uploads apart: Home Assistant has one folder for them, of a fixed name, in that of temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+
+
+@pytest.fixture
 def entity_registry_enabled_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enable also the entities that are disabled by default, as Home Assistant's fixture of this name does."""
     monkeypatch.setattr(Entity, "entity_registry_enabled_default", True)
@@ -54,7 +61,13 @@ def house_rules(request: pytest.FixtureRequest) -> None:
     if "hass" in request.fixturenames:
         if "recorder_mock" in request.fixturenames:
             request.getfixturevalue("recorder_mock")  # wants to be before Home Assistant
-        for fixture in ("enable_custom_integrations", "complete_translations", "no_blocking_calls", "quick_counters"):
+        for fixture in (
+            "enable_custom_integrations",
+            "own_temporary_folder",
+            "complete_translations",
+            "no_blocking_calls",
+            "quick_counters",
+        ):
             request.getfixturevalue(fixture)
 
 

@@ -125,10 +125,13 @@ async def test_local_broker_with_password_and_tls(
         assert result["errors"] == {"base": "closed_by_broker"}
 
         result = await fill(hass, result, local_input(broker, tls={}, **credentials))
+        assert result["step_id"] == "certificate"
+        result = await fill(hass, result, {"next_step_id": "back"})
         assert result["errors"] == {"tls": "certificate_untrusted"}
 
         tls = {"ca": certs.ca_pem, "server_name": "other.example.org"}
         result = await fill(hass, result, local_input(broker, tls=tls, **credentials))
+        result = await fill(hass, result, {"next_step_id": "back"})
         assert result["errors"] == {"tls": "certificate_name"}
         assert suggested(result, "tls", "server_name") == "other.example.org"
 
@@ -188,7 +191,7 @@ async def test_remote_wants_a_client_certificate(
     result = await reach_remote(hass, local_broker)
     quic_front.policy.client_ca_pem = certs.ca_pem
     result = await fill(hass, result, remote_input(quic_front.port, certs.ca_pem))
-    assert result["errors"] == {"base": "client_certificate_required"}
+    assert result["errors"] == {"tls": "client_certificate_required"}
     quic_front.policy.client_ca_pem = None
     await finish(hass, await fill(hass, result, remote_input(quic_front.port, certs.ca_pem)))
 
@@ -215,7 +218,9 @@ async def test_remote_certificate_is_wrong(
     ca = certs.ca_pem if trusted else None
     async with Front(remote_broker.address, wrong.cert_file, wrong.key_file) as front:
         result = await fill(hass, result, remote_input(front.port, ca))
-        assert result["errors"] == {"tls": error}
+        assert (result["type"], result["step_id"]) == (FlowResultType.MENU, "certificate")
+        result = await fill(hass, result, {"next_step_id": "back"})
+        assert (result["step_id"], result["errors"]) == ("remote", {"tls": error})
     async with Front(remote_broker.address, certs.server.cert_file, certs.server.key_file) as front:
         entry = await finish(hass, await fill(hass, result, remote_input(front.port, certs.ca_pem)))
         assert await hass.config_entries.async_unload(entry.entry_id)

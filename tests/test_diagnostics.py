@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from cryptography import x509
 from homeassistant.components.diagnostics import REDACTED
 from homeassistant.core import HomeAssistant
 import pytest
 from pytest_homeassistant_custom_component.components.diagnostics import get_diagnostics_for_config_entry
 from pytest_homeassistant_custom_component.typing import ClientSessionGenerator
+
+from custom_components.quic_bridge.bridge.certificates import public_key_pin
 
 from .ha_helpers import CLIENT_ID, bridge_entry, local_data, mqtt_entry, remote_data, route_data, set_up, wait_for_state
 from .support.certs import Certificates
@@ -14,7 +17,19 @@ from .support.faults import refuse_filters
 from .support.mosquitto import Mosquitto
 from .support.quic_front import Front
 
-PRIVATE = ("localhost", "127.0.0.1", "my-user", "my-password", CLIENT_ID, "my-home", "bedroom", "my-secret", "BEGIN ")
+PRIVATE = (
+    "localhost",
+    "127.0.0.1",
+    "my-user",
+    "my-password",
+    CLIENT_ID,
+    "my-home",
+    "bedroom",
+    "my-secret",
+    "BEGIN ",
+    "CN=",
+    "sha256/",
+)
 
 
 @pytest.mark.parametrize("mode", ["home_assistant", "custom", "missing"])
@@ -32,7 +47,13 @@ async def test_diagnostics(
     local = local_data(local_broker, **credentials) if mode == "custom" else local_data(None)
     remote = remote_data(quic_front.port, certs.ca_pem, **credentials, host="localhost")
     # Keys of a later version are private, too, at whatever depth.
-    remote |= {"later": [{"name": "my-secret-topic"}], "private_key": "BEGIN PRIVATE KEY"}
+    remote |= {"later": [{"name": "my-secret-topic"}]}
+    remote |= {
+        "certificate": certs.client.pem,
+        "private_key": certs.client.key_pem,
+        "private_key_password": "my-secret",
+    }
+    remote |= {"pins": [public_key_pin(x509.load_pem_x509_certificate(certs.server.pem.encode()))]}
     quic_front.add_rule(*refuse_filters({"my-home/+/bedroom/#": 0x87}))
     routes = [
         {"direction": "both", "topic_filter": "my-home/+/bedroom/#"},
@@ -63,7 +84,7 @@ async def test_diagnostics(
         "transport": "quic",
         "username": True,
         "password": True,
-        "tls": {"own_ca": True, "own_server_name": False, "verify": True, "client_certificate": False},
+        "tls": {"own_ca": True, "own_server_name": False, "verify": True, "pins": 1, "client_certificate": True},
     }
     assert found["entry"]["data"]["remote"]["later"] == [{"name": REDACTED}]
     assert found["paused"] is False
@@ -85,6 +106,9 @@ async def test_diagnostics(
     assert "refuse" in status["remote"]["error"]["text"]
     assert status["remote"]["details"]["handshake_ms"] is not None or status["remote"]["attempts"]
     assert status["outbound"]["forwarded"] == 0
+    ours = x509.load_pem_x509_certificate(certs.client.pem.encode())
+    told = status["remote"]["details"]["client_certificate"]
+    assert (told["subject"], told["valid_until"][:10]) == (REDACTED, f"{ours.not_valid_after_utc:%Y-%m-%d}")
 
 
 async def test_the_history_is_bounded(

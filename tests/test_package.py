@@ -243,7 +243,16 @@ def test_texts_of_values() -> None:
         return {key.removeprefix(prefix) for key in TEXTS if key.startswith(prefix)}
 
     codes = {code.value for code in ErrorCode}
-    form_errors = {"invalid_host", "ca_invalid", "client_id_empty", "no_topics", "unknown"}
+    form_errors = {
+        "invalid_host",
+        "ca_invalid",
+        "certificate_invalid",
+        "key_invalid",
+        "pin_invalid",
+        "client_id_empty",
+        "no_topics",
+        "unknown",
+    }
     filters = {"filter_empty", "filter_invalid", "filter_hash", "filter_plus", "filter_shared", "filter_sys"}
     # An empty filter in a list is passed over.
     assert below("config.error.") == codes | form_errors | filters | {problem.value for problem in FileProblem}
@@ -325,7 +334,7 @@ def test_keys_in_code_are_translated() -> None:
     strings = code_strings() | {f"publish_{fault}" for fault in PublishFault}
     # These only lead to others.
     for prefix, modules, silent in (
-        ("config", ("config_flow.py", "import_flow.py"), {"reauth"}),
+        ("config", ("config_flow.py", "import_flow.py", "trust_flow.py"), {"reauth", "back", "trust"}),
         ("config_subentries.route", ("route_flow.py",), {"back", "save"}),
         ("options", ("options_flow.py",), set()),
     ):
@@ -413,6 +422,7 @@ def test_core_knows_nothing_of_home_assistant() -> None:
 def test_home_assistant_side_uses_the_core_by_its_face() -> None:
     faces = {
         "bridge",
+        "certificates",
         "check",
         "config",
         "errors",

@@ -12,7 +12,7 @@ from homeassistant.util.yaml import parse_yaml
 import pytest
 
 from custom_components.quic_bridge.bridge.routes import Direction, Route, Router
-from custom_components.quic_bridge.flow_forms import FormError
+from custom_components.quic_bridge.form_error import FormError
 from custom_components.quic_bridge.route_forms import PRESETS, preset_routes, route_from_form, route_to_form
 
 from .ha_helpers import bridge_entry, local_data, remote_data, set_up, wait_running

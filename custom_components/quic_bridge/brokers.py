@@ -25,8 +25,12 @@ from .bridge.errors import BridgeError, ErrorCode
 from .bridge.status import Side
 from .const import (
     CONF_CA,
+    CONF_CERTIFICATE,
     CONF_LOCAL,
     CONF_MODE,
+    CONF_PINS,
+    CONF_PRIVATE_KEY,
+    CONF_PRIVATE_KEY_PASSWORD,
     CONF_REMOTE,
     CONF_SERVER_NAME,
     CONF_USE_TLS,
@@ -138,7 +142,24 @@ def remote_broker(remote: Mapping[str, Any]) -> BrokerConfig:
 
 
 def _tls(broker: Mapping[str, Any]) -> TlsConfig:
-    return TlsConfig(ca=broker[CONF_CA], server_name=broker[CONF_SERVER_NAME], verify=broker[CONF_VERIFY])
+    return TlsConfig(
+        ca=_source(broker[CONF_CA]),
+        server_name=broker[CONF_SERVER_NAME],
+        verify=broker[CONF_VERIFY],
+        pins=tuple(broker.get(CONF_PINS, ())),
+        certificate=_source(broker.get(CONF_CERTIFICATE)),
+        private_key=_source(broker.get(CONF_PRIVATE_KEY)),
+        private_key_password=broker.get(CONF_PRIVATE_KEY_PASSWORD),
+    )
+
+
+def is_file(text: str) -> bool:
+    """Tell whether what is stored of a certificate or key is the path of its file; PEM text has no slash in front."""
+    return text.startswith("/")
+
+
+def _source(text: str | None) -> str | Path | None:
+    return Path(text) if text is not None and is_file(text) else text
 
 
 def outbox_path(hass: HomeAssistant, entry: ConfigEntry) -> Path:

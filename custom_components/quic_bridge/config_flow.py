@@ -19,7 +19,7 @@ import probatio
 
 from .bridge.check import check_broker
 from .bridge.config import BrokerConfig, TransportKind
-from .bridge.errors import BridgeError
+from .bridge.errors import CERTIFICATE_ERRORS, BridgeError
 from .bridge.routes import Route
 from .bridge.status import Side
 from .brokers import LocalMode, local_broker, mqtt_entry, new_client_ids, remote_broker
@@ -41,23 +41,25 @@ from .flow_forms import (
     REAUTH_SCHEMA,
     REMOTE_SCHEMA,
     TOPICS_SCHEMA,
-    FormError,
     async_broker_data,
     broker_form,
     credentials,
     error_field,
     first_routes,
 )
+from .form_error import FormError
 from .import_flow import ImportFlow, imported_local, imported_remote, is_complete
 from .options import remote_with_options
 from .options_flow import QuicBridgeOptionsFlow
 from .route_data import route_title, route_to_data
 from .route_flow import RouteSubentryFlow
+from .tls_forms import stored_secrets
+from .trust_flow import TrustFlow
 
 _LOGGER = logging.getLogger(__name__)
 
 
-class QuicBridgeConfigFlow(ImportFlow, domain=DOMAIN):
+class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
     """Sets up a bridge: local broker, remote broker, first topics. Also changes one broker, or its credentials.
 
     What comes from another bridge's configuration file goes the same way, with forms that are filled in already.
@@ -76,6 +78,8 @@ class QuicBridgeConfigFlow(ImportFlow, domain=DOMAIN):
         self._remote: dict[str, Any] = {CONF_CLIENT_ID: client_ids[Side.REMOTE]}
         self._new_client_id = client_ids[Side.REMOTE]
         self._reauth_side = Side.REMOTE
+        self._secrets: dict[str, str] = {}
+        """What the form that is shown holds back (see tls_forms.py)."""
 
     @classmethod
     @callback
@@ -119,17 +123,19 @@ class QuicBridgeConfigFlow(ImportFlow, domain=DOMAIN):
     async def async_step_local_custom(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
         """Ask for another local broker."""
         if user_input is None:
+            self._secrets = stored_secrets(self._local)
             return self._form("local_custom", LOCAL_CUSTOM_SCHEMA, broker_form(self._local))
         try:
             local = {
                 CONF_MODE: LocalMode.CUSTOM.value,
                 CONF_CLIENT_ID: self._local[CONF_CLIENT_ID],
                 CONF_USE_TLS: user_input[SECTION_TLS][CONF_USE_TLS],
-                **await async_broker_data(self.hass, user_input, self._local),
+                **await async_broker_data(self.hass, user_input, self._local, self._secrets),
             }
             await self._async_try(LOCAL_CUSTOM_SCHEMA, lambda: local_broker(self.hass, local))
         except FormError as error:
-            return self._form("local_custom", LOCAL_CUSTOM_SCHEMA, user_input, error)
+            form = self._form("local_custom", LOCAL_CUSTOM_SCHEMA, user_input, error)
+            return await self._async_show_certificate(form, error, self.async_step_local_custom, user_input)
         return await self._async_local_done(local)
 
     async def _async_local_done(self, local: dict[str, Any]) -> ConfigFlowResult:
@@ -144,16 +150,18 @@ class QuicBridgeConfigFlow(ImportFlow, domain=DOMAIN):
     async def async_step_remote(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
         """Ask for the remote broker."""
         if user_input is None:
+            self._secrets = stored_secrets(self._remote)
             return self._form("remote", REMOTE_SCHEMA, broker_form(self._remote))
         try:
             remote = {
                 CONF_CLIENT_ID: _client_id(user_input),
-                **await async_broker_data(self.hass, user_input, self._remote),
+                **await async_broker_data(self.hass, user_input, self._remote, self._secrets),
             }
             self._abort_if_configured(remote)
             await self._async_try(REMOTE_SCHEMA, lambda: self._remote_broker(remote))
         except FormError as error:
-            return self._form("remote", REMOTE_SCHEMA, user_input, error)
+            form = self._form("remote", REMOTE_SCHEMA, user_input, error)
+            return await self._async_show_certificate(form, error, self.async_step_remote, user_input)
         if self.source == SOURCE_RECONFIGURE:
             return self._save(self._get_reconfigure_entry(), Side.REMOTE, remote)
         self._remote = remote
@@ -243,6 +251,7 @@ class QuicBridgeConfigFlow(ImportFlow, domain=DOMAIN):
         `broker` is called here because it, too, may find that something is wrong.
         """
         placeholders = {}
+        config: BrokerConfig | None = None
         try:
             config = broker()
             placeholders = {
@@ -254,9 +263,9 @@ class QuicBridgeConfigFlow(ImportFlow, domain=DOMAIN):
             await check_broker(config)
         except BridgeError as error:
             _LOGGER.debug("Trying the broker failed with %s: %s", error.code, error)
-            raise FormError(
-                error_field(error.code, schema), error.code.value, {**placeholders, "detail": error.text}
-            ) from error
+            field = error_field(error.code, schema)
+            untrusted = config if field == SECTION_TLS and error.code in CERTIFICATE_ERRORS else None
+            raise FormError(field, error.code.value, {**placeholders, "detail": error.text}, untrusted) from error
         except Exception as error:
             _LOGGER.exception("Unexpected error while trying a broker")
             raise FormError("base", "unknown", placeholders) from error

@@ -61,9 +61,16 @@ CONF_USE_TLS: Final = "use_tls"
 CONF_CA: Final = "ca"
 CONF_SERVER_NAME: Final = "server_name"
 CONF_VERIFY: Final = "verify"
+CONF_PINS: Final = "pins"
+CONF_CERTIFICATE: Final = "certificate"
+CONF_PRIVATE_KEY: Final = "private_key"
+CONF_PRIVATE_KEY_PASSWORD: Final = "private_key_password"  # noqa: S105 - the name of a key
+"""These four only where they are set. CA, certificate and key are PEM text, or the path of a file."""
 
 # Fields and sections of the flows which are not stored under these names.
 CONF_CA_FILE: Final = "ca_file"
+CONF_CERTIFICATE_FILE: Final = "certificate_file"
+CONF_PRIVATE_KEY_FILE: Final = "private_key_file"
 CONF_SEND: Final = "send"
 CONF_RECEIVE: Final = "receive"
 CONF_CONFIG_FILE: Final = "config_file"

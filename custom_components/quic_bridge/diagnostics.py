@@ -32,8 +32,8 @@ _PLAIN: Final = {CONF_MODE, CONF_PROFILE, CONF_CONGESTION_CONTROL, CONF_LOOP_GUA
 
 So a setting that is added later is private until somebody says otherwise.
 """
-_ADDRESSES: Final = {"address"}
-"""Keys in the status."""
+_NAMES: Final = {"address", "subject", "issuer", "names", "fingerprint", "pin"}
+"""Keys in the status: where a broker is, and whose a certificate is. Its dates are told."""
 _SHORTEST: Final = 3
 """Shorter private words are not looked for in texts: they would be found in everything."""
 
@@ -57,7 +57,7 @@ async def async_get_config_entry_diagnostics(hass: HomeAssistant, entry: QuicBri
         private.update(_private_words(broker))
         local = _broker(broker)
     words = sorted((word for word in private if len(word) >= _SHORTEST), key=len, reverse=True)
-    status = async_redact_data(asdict(coordinator.bridge.status), _ADDRESSES)
+    status = async_redact_data(asdict(coordinator.bridge.status), _NAMES)
     for side in (CONF_LOCAL, CONF_REMOTE):
         refused = status[side]["failed_filters"]
         status[side]["failed_filters"] = [[_shape(name), reason] for name, reason in refused.items()]
@@ -117,6 +117,7 @@ def _broker(broker: BrokerConfig) -> dict[str, Any]:
             "own_ca": tls.ca is not None,
             "own_server_name": tls.server_name is not None,
             "verify": tls.verify,
+            "pins": len(tls.pins),
             "client_certificate": tls.certificate is not None,
         },
     }

@@ -4,16 +4,11 @@ from collections.abc import Mapping
 import ipaddress
 from typing import Any, Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-from homeassistant.components.file_upload import process_uploaded_file
 from homeassistant.const import CONF_CLIENT_ID, CONF_HOST, CONF_PASSWORD, CONF_PORT, CONF_USERNAME
 from homeassistant.core import HomeAssistant
 from homeassistant.data_entry_flow import section
 from homeassistant.helpers.selector import (
     BooleanSelector,
-    FileSelector,
-    FileSelectorConfig,
     NumberSelector,
     NumberSelectorConfig,
     NumberSelectorMode,
@@ -31,20 +26,15 @@ from .bridge.errors import ErrorCode
 from .bridge.routes import Direction, Route
 from .brokers import LocalMode
 from .const import (
-    CONF_CA,
-    CONF_CA_FILE,
     CONF_MODE,
     CONF_RECEIVE,
     CONF_SEND,
-    CONF_SERVER_NAME,
     CONF_USE_TLS,
-    CONF_VERIFY,
     SECTION_ADVANCED,
     SECTION_TLS,
 )
-
-MAX_UPLOAD: Final = 1024 * 1024
-"""Bytes; a bundle of all the authorities that browsers know is a quarter of this."""
+from .form_error import FormError
+from .tls_forms import TLS_FIELDS, async_tls_data, tls_form
 
 _TEXT = TextSelector()
 _PORT = NumberSelector(NumberSelectorConfig(min=1, max=65535, step=1, mode=NumberSelectorMode.BOX))
@@ -55,12 +45,6 @@ _CREDENTIALS: Final = {
     probatio.Optional(CONF_PASSWORD): TextSelector(
         TextSelectorConfig(type=TextSelectorType.PASSWORD, autocomplete="current-password")
     ),
-}
-_TLS: Final = {
-    probatio.Optional(CONF_CA): TextSelector(TextSelectorConfig(multiline=True)),
-    probatio.Optional(CONF_CA_FILE): FileSelector(FileSelectorConfig(accept=".pem,.crt,.cer,.der")),
-    probatio.Optional(CONF_SERVER_NAME): _TEXT,
-    probatio.Required(CONF_VERIFY, default=True): BooleanSelector(),
 }
 _ADVANCED: Final = {
     probatio.Required(SECTION_ADVANCED): section(
@@ -83,7 +67,7 @@ LOCAL_CUSTOM_SCHEMA: Final = probatio.Schema(
         probatio.Required(CONF_PORT, default=DEFAULT_TCP_PORT): _PORT,
         **_CREDENTIALS,
         probatio.Required(SECTION_TLS): section(
-            probatio.Schema({probatio.Required(CONF_USE_TLS, default=False): BooleanSelector(), **_TLS}),
+            probatio.Schema({probatio.Required(CONF_USE_TLS, default=False): BooleanSelector(), **TLS_FIELDS}),
             {"collapsed": True},
         ),
     }
@@ -93,7 +77,7 @@ REMOTE_SCHEMA: Final = probatio.Schema(
         probatio.Required(CONF_HOST): _TEXT,
         probatio.Required(CONF_PORT, default=DEFAULT_QUIC_PORT): _PORT,
         **_CREDENTIALS,
-        probatio.Required(SECTION_TLS): section(probatio.Schema(_TLS), {"collapsed": True}),
+        probatio.Required(SECTION_TLS): section(probatio.Schema(TLS_FIELDS), {"collapsed": True}),
         **_ADVANCED,
     }
 )
@@ -111,23 +95,16 @@ _FIELDS: Final = {
     ErrorCode.CERTIFICATE_UNTRUSTED: SECTION_TLS,
     ErrorCode.CERTIFICATE_NAME: SECTION_TLS,
     ErrorCode.CERTIFICATE_EXPIRED: SECTION_TLS,
+    ErrorCode.CERTIFICATE_PIN: SECTION_TLS,
+    ErrorCode.CLIENT_CERTIFICATE_REQUIRED: SECTION_TLS,
+    ErrorCode.CLIENT_CERTIFICATE_REFUSED: SECTION_TLS,
+    ErrorCode.CLIENT_CERTIFICATE_INVALID: SECTION_TLS,
     ErrorCode.TLS_FAILED: SECTION_TLS,
     ErrorCode.BAD_CREDENTIALS: CONF_PASSWORD,
     ErrorCode.NOT_AUTHORIZED: CONF_USERNAME,
     ErrorCode.CLIENT_ID_REFUSED: SECTION_ADVANCED,
 }
 """The field or section at whose head an error is shown, in forms that have it."""
-
-
-class FormError(Exception):
-    """What was typed cannot be used: `key` is the error's translation key, `field` where it is shown."""
-
-    def __init__(self, field: str, key: str, placeholders: Mapping[str, str] | None = None) -> None:
-        """Make the error; `placeholders` are those of its text."""
-        super().__init__(key)
-        self.field = field
-        self.key = key
-        self.placeholders = placeholders or {}
 
 
 def error_field(code: ErrorCode, schema: probatio.Schema) -> str:
@@ -154,52 +131,18 @@ def clean_host(text: str) -> str:
     return host
 
 
-async def async_read_ca(hass: HomeAssistant, tls: dict[str, Any]) -> str | None:
-    """Return the CA certificates of a TLS section as PEM text, None if there are none.
-
-    An uploaded file is there only once: its text takes the place of the pasted text in `tls`, so that it is still
-    there when the form is shown again because of another error. Raises FormError.
-    """
-    upload = tls.pop(CONF_CA_FILE, None)
-    pasted = tls.get(CONF_CA, "").strip()
-    if upload is None and not pasted:
-        return None
-    try:
-        pem = await hass.async_add_executor_job(_certificates, hass, upload, pasted)
-    except ValueError as error:
-        raise FormError(SECTION_TLS, "ca_invalid", {"detail": str(error)}) from error
-    tls[CONF_CA] = pem
-    return pem
-
-
-def _certificates(hass: HomeAssistant, upload: str | None, pasted: str) -> str:
-    """Read certificates, PEM or DER, and write them as PEM alone; a private key among them is not kept."""
-    content = pasted.encode()
-    if upload is not None:
-        with process_uploaded_file(hass, upload) as path, path.open("rb") as file:
-            content = file.read(MAX_UPLOAD)
-    if b"-----BEGIN" in content:
-        certificates = x509.load_pem_x509_certificates(content)
-    else:
-        certificates = [x509.load_der_x509_certificate(content)]
-    return "".join(certificate.public_bytes(Encoding.PEM).decode() for certificate in certificates)
-
-
 async def async_broker_data(
-    hass: HomeAssistant, user_input: dict[str, Any], previous: Mapping[str, Any] | None
+    hass: HomeAssistant, user_input: dict[str, Any], previous: Mapping[str, Any] | None, secrets: dict[str, str]
 ) -> dict[str, Any]:
-    """Return what is stored for a broker from its form, whose TLS section may be amended (see `async_read_ca`).
+    """Return what is stored for a broker from its form, whose TLS section is amended (see `async_tls_data`).
 
     `previous` is what is stored so far, when the broker is changed. Raises FormError.
     """
-    tls = user_input[SECTION_TLS]
     return {
         CONF_HOST: clean_host(user_input[CONF_HOST]),
         CONF_PORT: int(user_input[CONF_PORT]),
         **credentials(user_input, previous),
-        CONF_CA: await async_read_ca(hass, tls),
-        CONF_SERVER_NAME: tls.get(CONF_SERVER_NAME, "").strip() or None,
-        CONF_VERIFY: tls[CONF_VERIFY],
+        **await async_tls_data(hass, user_input[SECTION_TLS], secrets),
     }
 
 
@@ -213,16 +156,15 @@ def credentials(user_input: Mapping[str, Any], previous: Mapping[str, Any] | Non
 
 
 def broker_form(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a broker's form shows of what is stored: everything but the password."""
+    """Return what a broker's form shows of what is stored: everything but what is secret."""
     optional = {
         CONF_HOST: stored.get(CONF_HOST),
         CONF_PORT: stored.get(CONF_PORT),
         CONF_USERNAME: stored.get(CONF_USERNAME),
     }
-    tls = {key: stored.get(key) for key in (CONF_USE_TLS, CONF_CA, CONF_SERVER_NAME, CONF_VERIFY)}
     return {
         **{key: value for key, value in optional.items() if value is not None},
-        SECTION_TLS: {key: value for key, value in tls.items() if value is not None},
+        SECTION_TLS: tls_form(stored),
         SECTION_ADVANCED: {CONF_CLIENT_ID: stored[CONF_CLIENT_ID]},
     }
 

@@ -23,7 +23,7 @@ import probatio
 from .bridge.config import DEFAULT_QUIC_PORT
 from .bridge.routes import Route
 from .const import CONF_BRIDGE, CONF_CONFIG_FILE, CONF_CONFIG_TEXT, DOMAIN
-from .flow_forms import FormError
+from .form_error import FormError
 from .importer import MAX_SIZE, read_bridges
 from .importer.model import FileError, FileProblem, ImportedBridge, Note
 from .route_data import code, preview
@@ -50,6 +50,7 @@ class ImportFlow(ConfigFlow):
 
     def __init__(self) -> None:
         """Begin without a file."""
+        super().__init__()
         self._found: list[ImportedBridge] = []
         self._imported: ImportedBridge | None = None
 

@@ -162,7 +162,7 @@ class BridgeIssues:
         """Show that a broker's certificate is not verified: what was meant for a test is easily forgotten."""
         name = f"verification_off_{side}"
         broker = self._broker(side)
-        if broker is not None and broker.tls is not None and not broker.tls.verify:
+        if broker is not None and broker.tls is not None and not (broker.tls.verify or broker.tls.pins):
             self._show(name, True, "verification_off", side, Fix.SETTINGS)
         else:
             self._hide(name)

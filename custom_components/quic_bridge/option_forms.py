@@ -44,7 +44,7 @@ from .const import (
     PAGE_PRESENCE,
     SECTION_OUTBOX,
 )
-from .flow_forms import FormError
+from .form_error import FormError
 from .options import (
     CLIENT_ID_VARIABLE,
     CONGESTION_CONTROLS,

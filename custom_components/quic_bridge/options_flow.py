@@ -6,7 +6,7 @@ from typing import Any, Final
 from homeassistant.config_entries import ConfigFlowResult, OptionsFlow
 
 from .const import CONF_PROFILE, PAGE_CONNECTION, PAGE_MESSAGES, PAGE_PRESENCE
-from .flow_forms import FormError
+from .form_error import FormError
 from .option_forms import PAGES
 from .options import Profile, chosen
 

@@ -10,7 +10,7 @@ import probatio
 
 from .bridge.routes import Route
 from .const import CONF_TOPIC_FILTER, SUBENTRY_ROUTE
-from .flow_forms import FormError
+from .form_error import FormError
 from .route_data import (
     RouteWarning,
     code,

@@ -38,7 +38,7 @@ from .const import (
     SECTION_SELECTION,
     SECTION_TRANSPORT,
 )
-from .flow_forms import FormError
+from .form_error import FormError
 
 _TEXT = TextSelector()
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import secrets
 from typing import override
 
-from .config import BrokerConfig
+from .config import BrokerConfig, TlsConfig
 from .errors import BridgeError, ErrorCode
 from .limits import Limits
 from .paho_client import MQTT_3_1_1, MQTT_5
 from .presence import retained
 from .session import AckReceiver, MqttSession, PublishReceiver
-from .status import TransportStatus
+from .status import CertificateStatus, TransportStatus
 from .transport import make_transport
 from .transport.base import TransportReceiver
 
@@ -134,14 +134,34 @@ async def forget_session(config: BrokerConfig, status_topic: str | None = None) 
     await session.close()
 
 
-async def reach_broker(config: BrokerConfig) -> None:
-    """Complete the handshake of the transport and close it again, without a word of MQTT.
+async def reach_broker(config: BrokerConfig) -> TransportStatus:
+    """Complete the handshake of the transport and close it again, without a word of MQTT; return what was seen.
 
     So the session of a bridge that runs with the same client identifier is left alone. Raises BridgeError.
     """
     transport = make_transport(config)
     await transport.connect(_Deaf())
     await transport.close()
+    return transport.status
+
+
+async def show_certificate(config: BrokerConfig) -> CertificateStatus:
+    """Return what the broker's certificate says, whether or not it is trusted.
+
+    The broker learns nothing but that somebody looked. Raises BridgeError.
+    """
+    tls = TlsConfig(server_name=config.tls.server_name if config.tls else None, verify=False)
+    transport = make_transport(replace(config, tls=tls))
+    try:
+        await transport.connect(_Deaf())
+        await transport.close()
+    except BridgeError:
+        # Most likely it wants our certificate, too; its own has been seen by then.
+        if transport.status.certificate is None:
+            raise
+    if transport.status.certificate is None:
+        raise BridgeError(ErrorCode.TLS_FAILED, "The broker's certificate cannot be read")
+    return transport.status.certificate
 
 
 async def _enter(config: BrokerConfig) -> MqttSession:

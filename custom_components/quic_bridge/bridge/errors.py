@@ -78,6 +78,12 @@ AUTHENTICATION_ERRORS = frozenset(
 )
 """Errors that new credentials (or another client identifier) can cure."""
 
+CERTIFICATE_ERRORS = frozenset(
+    {ErrorCode.CERTIFICATE_UNTRUSTED, ErrorCode.CERTIFICATE_NAME, ErrorCode.CERTIFICATE_EXPIRED}
+)
+"""Errors of a broker's certificate that pinning its key can cure. (Not another key than that pinned: that is no cure
+for a warning.)"""
+
 REFUSED_ERRORS = AUTHENTICATION_ERRORS | {
     ErrorCode.NOT_MQTT_QUIC,
     ErrorCode.CERTIFICATE_UNTRUSTED,

@@ -91,6 +91,7 @@ class QuicTransport:
     async def _connect(self, hello: bytes) -> None:
         self._attempt = attempt = await self._dialler.connect(hello)
         if attempt.end is not None and not attempt.held:  # in this very turn of the loop
+            self._snapshot()
             raise attempt.end
         # What ends the connection from here on is told by `connection_lost`.
         self._state = _State.OPEN
