@@ -87,7 +87,12 @@ def route_data(direction: str, topic_filter: str, **data: object) -> dict[str, A
 
 
 def bridge_entry(
-    local: dict[str, Any], remote: dict[str, Any], routes: Routes | Sequence[dict[str, Any]] | None = None
+    local: dict[str, Any],
+    remote: dict[str, Any],
+    routes: Routes | Sequence[dict[str, Any]] | None = None,
+    *,
+    title: str | None = None,
+    entry_id: str | None = None,
 ) -> MockConfigEntry:
     """Make an entry of ours as the config flow of version 0.1.0 did; `routes` may also be the data of whole routes."""
     if routes is None:
@@ -98,7 +103,8 @@ def bridge_entry(
         ]
     return MockConfigEntry(
         domain=DOMAIN,
-        title=remote["host"],
+        title=title or remote["host"],
+        entry_id=entry_id,
         data={"local": local, "remote": remote},
         subentries_data=[
             ConfigSubentryData(subentry_type="route", title=route["topic_filter"], unique_id=None, data=route)
