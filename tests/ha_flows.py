@@ -27,10 +27,18 @@ def local_input(broker: Mosquitto, *, tls: Input | None = None, **fields: object
     }
 
 
-def remote_input(port: int, ca: str | None, *, client_id: str = CLIENT_ID, **fields: object) -> Input:
+def remote_input(
+    port: int, ca: str | None, *, client_id: str = CLIENT_ID, fallback: Input | None = None, **fields: object
+) -> Input:
     """What is typed for the remote broker."""
-    tls = {"verify": True} if ca is None else {"ca": ca, "verify": True}
-    return {"host": "127.0.0.1", "port": port, "tls": tls, "advanced": {"client_id": client_id}, **fields}
+    return {
+        "host": "127.0.0.1",
+        "port": port,
+        "tls": {"verify": True} if ca is None else {"ca": ca, "verify": True},
+        "fallback": {"use_fallback": False, "fallback_port": 8883, **(fallback or {})},
+        "advanced": {"client_id": client_id},
+        **fields,
+    }
 
 
 async def begin(hass: HomeAssistant) -> ConfigFlowResult:

@@ -64,6 +64,8 @@ def remote_data(port: int, ca: str | None, **data: object) -> dict[str, Any]:
         "server_name": None,
         "verify": True,
         "client_id": CLIENT_ID,
+        "addresses": [],
+        "fallback": None,
         **data,
     }
 

@@ -10,7 +10,7 @@ from homeassistant.data_entry_flow import FlowResultType
 import pytest
 from pytest_homeassistant_custom_component.typing import ClientSessionGenerator
 
-from custom_components.quic_bridge.flow_forms import clean_host
+from custom_components.quic_bridge.endpoint_forms import clean_host
 
 from .ha_flows import Input, begin, fill, finish, local_input, reach_remote, remote_input, suggested
 from .ha_helpers import (

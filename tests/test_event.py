@@ -32,7 +32,8 @@ def events(hass: HomeAssistant, entry: MockConfigEntry) -> list[dict[str, Any]]:
     def note(event: Event[EventStateChangedData]) -> None:
         new = event.data["new_state"]
         if new is not None and new.domain == "event" and new.attributes.get("event_type") is not None:
-            seen.append({name: new.attributes.get(name) for name in ("event_type", "side", "reason", "text", "count")})
+            names = ("event_type", "side", "reason", "text", "count", "address")
+            seen.append({name: new.attributes.get(name) for name in names})
 
     hass.bus.async_listen("state_changed", note)
     return seen

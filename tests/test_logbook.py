@@ -87,4 +87,6 @@ async def test_sentences(
 def test_all_sentences_are_there() -> None:
     what = ("connected", "disconnected", "paused", "refused", "dropped")
     expected = {f"common.logbook_{item}_{side}" for item in what for side in ("local", "remote")}
+    # The local broker has no other endpoint.
+    expected |= {"common.logbook_fallback_remote", "common.logbook_returned_remote"}
     assert {key for key in load_texts() if key.startswith("common.")} == expected

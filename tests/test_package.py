@@ -28,7 +28,7 @@ from custom_components.quic_bridge.bridge.status import BridgeState, DropReason,
 from custom_components.quic_bridge.brokers import LocalMode
 from custom_components.quic_bridge.button import RECONNECT
 from custom_components.quic_bridge.const import DOMAIN
-from custom_components.quic_bridge.event import EVENTS, PAUSED, BridgeEvent
+from custom_components.quic_bridge.event import ANSWERS_AGAIN, EVENTS, PAUSED, BridgeEvent
 from custom_components.quic_bridge.importer.model import FileProblem, Reason
 from custom_components.quic_bridge.option_forms import PAGES
 from custom_components.quic_bridge.options import CONGESTION_CONTROLS, Profile
@@ -213,7 +213,7 @@ def test_texts(language: str) -> None:
 @pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])
 def test_texts_are_translated(language: str) -> None:
     """No text is left in English, but for names of products and of what has no other name."""
-    products = {"Zigbee2MQTT", "Tasmota", "Reno", "Cubic"}
+    products = {"Zigbee2MQTT", "Tasmota", "Reno", "Cubic", "QUIC"}
     assert {key for key, text in load_texts(language).items() if text == TEXTS[key] and text not in products} == set()
 
 
@@ -245,6 +245,7 @@ def test_texts_of_values() -> None:
     codes = {code.value for code in ErrorCode}
     form_errors = {
         "invalid_host",
+        "invalid_address",
         "ca_invalid",
         "certificate_invalid",
         "key_invalid",
@@ -275,7 +276,7 @@ def test_texts_of_values() -> None:
     event = "entity.event.events.state_attributes."
     assert below(f"{event}event_type.state.") == {event.value for event in BridgeEvent}
     assert below(f"{event}side.state.") == {side.value for side in Side}
-    assert below(f"{event}reason.state.") == codes | {reason.value for reason in DropReason} | {PAUSED}
+    assert below(f"{event}reason.state.") == codes | {reason.value for reason in DropReason} | {PAUSED, ANSWERS_AGAIN}
     to_settings = {f"refused_{code}" for code in REFUSED_ERRORS - AUTHENTICATION_ERRORS}
     to_settings |= {"refused_mqtt_credentials", "verification_off"}
     file_faults = {f"outbox_{fault}" for fault in (OutboxFault.CORRUPT, OutboxFault.TOO_NEW)}
@@ -334,7 +335,7 @@ def test_keys_in_code_are_translated() -> None:
     strings = code_strings() | {f"publish_{fault}" for fault in PublishFault}
     # These only lead to others.
     for prefix, modules, silent in (
-        ("config", ("config_flow.py", "import_flow.py", "trust_flow.py"), {"reauth", "back", "trust"}),
+        ("config", ("config_flow.py", "import_flow.py", "trust_flow.py"), {"reauth", "back", "trust", "use_fallback"}),
         ("config_subentries.route", ("route_flow.py",), {"back", "save"}),
         ("options", ("options_flow.py",), set()),
     ):

@@ -178,6 +178,7 @@ async def test_descriptions(hass: HomeAssistant, socket_enabled: None) -> None:
         "outbox_messages": ("Messages in outbox", diagnostic, None, "measurement", "messages"),
         "outbox_oldest": ("Oldest message in outbox", diagnostic, "timestamp", None, None),
         "messages_dropped": ("Messages dropped", diagnostic, None, total, "messages"),
+        "remote_transport": ("Remote transport", diagnostic, "enum", None, None),
         "remote_round_trip_time": ("Remote round-trip time", diagnostic, "duration", "measurement", "ms"),
         "remote_reconnects": ("Remote reconnects", diagnostic, None, total, "reconnects"),
         "remote_connected_since": ("Remote connected since", diagnostic, "uptime", None, None),

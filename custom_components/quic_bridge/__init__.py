@@ -15,7 +15,7 @@ from .bridge.config import BrokerConfig
 from .bridge.errors import BridgeError
 from .bridge.outbox import Outbox, OutboxError
 from .bridge.status import Side
-from .brokers import entry_presence, local_broker, outbox_path, remote_broker
+from .brokers import entry_presence, local_broker, outbox_path, remote_endpoints
 from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
 from .coordinator import QuicBridgeConfigEntry, QuicBridgeCoordinator
 from .issues import async_forget_issues
@@ -64,8 +64,8 @@ async def async_remove_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) 
     presence = entry_presence(entry)
     local_topic, remote_topic = (presence.local_topic, presence.remote_topic) if presence is not None else (None, None)
     await asyncio.gather(
-        _async_forget(Side.LOCAL, lambda: local_broker(hass, entry.data[CONF_LOCAL]), local_topic),
-        _async_forget(Side.REMOTE, lambda: remote_broker(entry.data[CONF_REMOTE]), remote_topic),
+        _async_forget(Side.LOCAL, lambda: [local_broker(hass, entry.data[CONF_LOCAL])], local_topic),
+        _async_forget(Side.REMOTE, lambda: remote_endpoints(entry.data[CONF_REMOTE]), remote_topic),
     )
     try:
         await Outbox(outbox_path(hass, entry)).remove()
@@ -94,10 +94,18 @@ async def _async_entry_updated(hass: HomeAssistant, entry: QuicBridgeConfigEntry
         await entry.runtime_data.async_apply_routes()
 
 
-async def _async_forget(side: Side, broker: Callable[[], BrokerConfig], status_topic: str | None) -> None:
+async def _async_forget(side: Side, endpoints: Callable[[], list[BrokerConfig]], status_topic: str | None) -> None:
     """Let a broker drop its session, which it would fill for a week; if it is away, it does that in the end."""
     try:
-        async with asyncio.timeout(FAREWELL_TIMEOUT):
-            await forget_session(broker(), status_topic)
-    except (BridgeError, TimeoutError) as error:
-        _LOGGER.debug("The %s broker still keeps the session of the bridge that was removed: %r", side, error)
+        brokers = endpoints()
+    except BridgeError as error:
+        _LOGGER.debug("Nobody can be told that the bridge was removed on the %s side: %s", side, error)
+        return
+    for broker in brokers:
+        try:
+            async with asyncio.timeout(FAREWELL_TIMEOUT):
+                await forget_session(broker, status_topic)
+        except (BridgeError, TimeoutError) as error:
+            _LOGGER.debug("The %s broker still keeps the session of the bridge that was removed: %r", side, error)
+        else:
+            return

@@ -16,6 +16,8 @@ from .bridge.config import (
     BackoffConfig,
     BridgeConfig,
     BrokerConfig,
+    Endpoint,
+    FailoverConfig,
     OutboxConfig,
     PresenceConfig,
     TlsConfig,
@@ -24,8 +26,10 @@ from .bridge.config import (
 from .bridge.errors import BridgeError, ErrorCode
 from .bridge.status import Side
 from .const import (
+    CONF_ADDRESSES,
     CONF_CA,
     CONF_CERTIFICATE,
+    CONF_FALLBACK,
     CONF_LOCAL,
     CONF_MODE,
     CONF_PINS,
@@ -141,6 +145,22 @@ def remote_broker(remote: Mapping[str, Any]) -> BrokerConfig:
     )
 
 
+def remote_failover(remote: Mapping[str, Any]) -> FailoverConfig:
+    """Return the further endpoints of the remote broker for `remote`, the mapping stored in the entry."""
+    fallback = remote.get(CONF_FALLBACK)
+    return FailoverConfig(
+        further=tuple(
+            Endpoint(host=address[CONF_HOST], port=address[CONF_PORT]) for address in remote.get(CONF_ADDRESSES, ())
+        ),
+        fallback=fallback and Endpoint(host=fallback[CONF_HOST] or remote[CONF_HOST], port=fallback[CONF_PORT]),
+    )
+
+
+def remote_endpoints(remote: Mapping[str, Any]) -> list[BrokerConfig]:
+    """Return the remote broker at each of its endpoints, in order of preference."""
+    return remote_failover(remote).endpoints(remote_broker(remote))
+
+
 def _tls(broker: Mapping[str, Any]) -> TlsConfig:
     return TlsConfig(
         ca=_source(broker[CONF_CA]),
@@ -185,6 +205,7 @@ def bridge_config(hass: HomeAssistant, entry: ConfigEntry) -> BridgeConfig:
         remote=remote_with_options(remote_broker(entry.data[CONF_REMOTE]), entry.options),
         backoff=backoff(entry.options.get(PAGE_CONNECTION, {})),
         local_backoff=BackoffConfig(),
+        failover=remote_failover(entry.data[CONF_REMOTE]),
         routes=stored_routes(entry),
     )
 

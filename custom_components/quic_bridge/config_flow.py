@@ -18,12 +18,13 @@ from homeassistant.data_entry_flow import AbortFlow
 import probatio
 
 from .bridge.check import check_broker
-from .bridge.config import BrokerConfig, TransportKind
-from .bridge.errors import CERTIFICATE_ERRORS, BridgeError
+from .bridge.config import DEFAULT_TLS_PORT, BrokerConfig, TransportKind
+from .bridge.errors import AUTHENTICATION_ERRORS, CERTIFICATE_ERRORS, TRANSPORT_ERRORS, BridgeError
 from .bridge.routes import Route
 from .bridge.status import Side
-from .brokers import LocalMode, local_broker, mqtt_entry, new_client_ids, remote_broker
+from .brokers import LocalMode, local_broker, mqtt_entry, new_client_ids, remote_broker, remote_failover
 from .const import (
+    CONF_FALLBACK,
     CONF_LOCAL,
     CONF_MODE,
     CONF_PAUSED,
@@ -32,9 +33,11 @@ from .const import (
     DOMAIN,
     REAUTH_SIDE,
     SECTION_ADVANCED,
+    SECTION_FALLBACK,
     SECTION_TLS,
     SUBENTRY_ROUTE,
 )
+from .endpoint_forms import endpoint_data, endpoint_form
 from .flow_forms import (
     LOCAL_CUSTOM_SCHEMA,
     LOCAL_SCHEMA,
@@ -80,6 +83,10 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
         self._reauth_side = Side.REMOTE
         self._secrets: dict[str, str] = {}
         """What the form that is shown holds back (see tls_forms.py)."""
+        self._typed: dict[str, Any] | None = None
+        """What was typed for a remote broker that can be reached by its fallback only ..."""
+        self._problem: FormError | None = None
+        """... and why."""
 
     @classmethod
     @callback
@@ -143,25 +150,54 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
             return self._save(self._get_reconfigure_entry(), Side.LOCAL, local)
         self._local = local
         if self._imported is not None and is_complete(self._imported):
-            typed = {**broker_form(self._remote), CONF_PASSWORD: self._remote[CONF_PASSWORD] or ""}
+            typed = {**self._remote_form(), CONF_PASSWORD: self._remote[CONF_PASSWORD] or ""}
             return await self.async_step_remote(REMOTE_SCHEMA(typed))
         return await self.async_step_remote()
+
+    def _remote_form(self) -> dict[str, Any]:
+        return {**broker_form(self._remote), **endpoint_form(self._remote)}
 
     async def async_step_remote(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
         """Ask for the remote broker."""
         if user_input is None:
+            if self._typed is not None:
+                return self._form("remote", REMOTE_SCHEMA, self._typed)
             self._secrets = stored_secrets(self._remote)
-            return self._form("remote", REMOTE_SCHEMA, broker_form(self._remote))
+            return self._form("remote", REMOTE_SCHEMA, self._remote_form())
         try:
             remote = {
                 CONF_CLIENT_ID: _client_id(user_input),
                 **await async_broker_data(self.hass, user_input, self._remote, self._secrets),
+                **endpoint_data(user_input),
             }
             self._abort_if_configured(remote)
-            await self._async_try(REMOTE_SCHEMA, lambda: self._remote_broker(remote))
+            problem = await self._async_try_remote(REMOTE_SCHEMA, remote, offer=True)
         except FormError as error:
             form = self._form("remote", REMOTE_SCHEMA, user_input, error)
             return await self._async_show_certificate(form, error, self.async_step_remote, user_input)
+        if problem is not None:
+            self._typed, self._remote, self._problem = user_input, remote, problem
+            return await self.async_step_no_quic()
+        return await self._async_remote_done(remote)
+
+    async def async_step_no_quic(self, _: dict[str, Any] | None = None) -> ConfigFlowResult:
+        """Say that only the fallback can be used from here, and let the user decide."""
+        fallback = self._remote[CONF_FALLBACK]
+        return self.async_show_menu(
+            step_id="no_quic",
+            menu_options=["use_fallback", "remote"],
+            description_placeholders={
+                **(self._problem.placeholders if self._problem else {}),
+                "fallback_host": fallback[CONF_HOST] or self._remote[CONF_HOST],
+                "fallback_port": str(fallback[CONF_PORT]),
+            },
+        )
+
+    async def async_step_use_fallback(self, _: dict[str, Any] | None = None) -> ConfigFlowResult:
+        """Go on with the fallback; the bridge changes to QUIC by itself when that gets through."""
+        return await self._async_remote_done(self._remote)
+
+    async def _async_remote_done(self, remote: dict[str, Any]) -> ConfigFlowResult:
         if self.source == SOURCE_RECONFIGURE:
             return self._save(self._get_reconfigure_entry(), Side.REMOTE, remote)
         self._remote = remote
@@ -219,10 +255,9 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
             broker = {**stored, **credentials(user_input, stored), CONF_CLIENT_ID: _client_id(user_input)}
             if side is Side.REMOTE:
                 self._abort_if_configured(broker)
-            await self._async_try(
-                REAUTH_SCHEMA,
-                lambda: self._remote_broker(broker) if side is Side.REMOTE else local_broker(self.hass, broker),
-            )
+                await self._async_try_remote(REAUTH_SCHEMA, broker)
+            else:
+                await self._async_try(REAUTH_SCHEMA, lambda: local_broker(self.hass, broker))
         except FormError as error:
             return self._form("reauth_confirm", REAUTH_SCHEMA, user_input, error, placeholders=where)
         return self._save(entry, side, broker)
@@ -275,6 +310,43 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
         entry_id = self.context.get("entry_id")
         entry = None if entry_id is None else self.hass.config_entries.async_get_known_entry(entry_id)
         return remote_with_options(remote_broker(remote), {} if entry is None else entry.options)
+
+    def _fallback(self, remote: Mapping[str, Any]) -> BrokerConfig:
+        """Return the remote broker as its fallback is to be tried."""
+        return remote_failover(remote).endpoints(self._remote_broker(remote))[-1]
+
+    async def _async_try_remote(
+        self, schema: probatio.Schema, remote: dict[str, Any], *, offer: bool = False
+    ) -> FormError | None:
+        """Log in at the remote broker over QUIC or, where that does not get through, by the fallback.
+
+        Returns why QUIC cannot be used if the fallback can. With `offer` a fallback that is off is tried as well, and
+        switched on in `remote` if it can be used; one that is on is tried also where QUIC is fine. Raises FormError.
+        """
+        fallback = remote.get(CONF_FALLBACK)
+        try:
+            await self._async_try(schema, lambda: self._remote_broker(remote))
+        except FormError as problem:
+            tried = fallback or ({CONF_HOST: None, CONF_PORT: DEFAULT_TLS_PORT} if offer else None)
+            if problem.key not in TRANSPORT_ERRORS or tried is None:
+                raise
+            try:
+                await self._async_try(schema, lambda: self._fallback({**remote, CONF_FALLBACK: tried}))
+            except FormError as error:
+                # What a broker says of us is the same over QUIC, so that must be mended first.
+                if error.key in AUTHENTICATION_ERRORS or (fallback and error.key not in TRANSPORT_ERRORS):
+                    raise
+                raise problem from error
+            remote[CONF_FALLBACK] = tried
+            return problem
+        if offer and fallback:
+            try:
+                await self._async_try(schema, lambda: self._fallback(remote))
+            except FormError as error:
+                if error.key not in TRANSPORT_ERRORS:
+                    raise
+                raise FormError(SECTION_FALLBACK, error.key, error.placeholders) from error
+        return None
 
     def _abort_if_configured(self, remote: Mapping[str, Any]) -> None:
         """Abort when another bridge has the same identity at the same remote broker: the two would fight for it."""

@@ -67,7 +67,16 @@ CONF_PRIVATE_KEY: Final = "private_key"
 CONF_PRIVATE_KEY_PASSWORD: Final = "private_key_password"  # noqa: S105 - the name of a key
 """These four only where they are set. CA, certificate and key are PEM text, or the path of a file."""
 
+CONF_ADDRESSES: Final = "addresses"
+"""Remote only: further QUIC addresses, a list of mappings with host and port. Entries of before lack it."""
+CONF_FALLBACK: Final = "fallback"
+"""Remote only: host (None: that of the broker) and port for MQTT over TLS/TCP; None: off. Entries of before lack it."""
+
 # Fields and sections of the flows which are not stored under these names.
+CONF_USE_FALLBACK: Final = "use_fallback"
+CONF_FALLBACK_HOST: Final = "fallback_host"
+CONF_FALLBACK_PORT: Final = "fallback_port"
+SECTION_FALLBACK: Final = "fallback"
 CONF_CA_FILE: Final = "ca_file"
 CONF_CERTIFICATE_FILE: Final = "certificate_file"
 CONF_PRIVATE_KEY_FILE: Final = "private_key_file"

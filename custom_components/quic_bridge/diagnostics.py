@@ -12,7 +12,7 @@ from homeassistant.helpers.issue_registry import async_get as async_get_issues
 
 from .bridge.config import BrokerConfig
 from .bridge.errors import BridgeError
-from .brokers import local_broker, remote_broker
+from .brokers import local_broker, remote_endpoints
 from .const import (
     CONF_CONGESTION_CONTROL,
     CONF_LOCAL,
@@ -46,7 +46,7 @@ _PLACE: Final = re.compile(r"[+#]|\{\d+\}|")
 async def async_get_config_entry_diagnostics(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> dict[str, Any]:
     """Return the entry, its routes, the brokers as the bridge sees them, the bridge's status and how it came to it."""
     coordinator = entry.runtime_data
-    remote = remote_broker(entry.data[CONF_REMOTE])
+    remote, *others = remote_endpoints(entry.data[CONF_REMOTE])
     private = {*_texts(entry.data), *_private_words(remote)}
     local: dict[str, Any]
     try:
@@ -73,6 +73,7 @@ async def async_get_config_entry_diagnostics(hass: HomeAssistant, entry: QuicBri
         "route_problems": [[found.problem, _shape(found.route.topic_filter)] for found in coordinator.route_problems],
         "local_broker": local,
         "remote_broker": _broker(remote),
+        "other_endpoints": [{CONF_PORT: other.port, "transport": other.transport.value} for other in others],
         "status": _without(words, status),
         "history": [_without(words, asdict(change)) for change in coordinator.history.changes],
         "issues": sorted(

@@ -9,7 +9,7 @@ from homeassistant.core import HomeAssistant, callback
 from homeassistant.helpers.entity_platform import AddConfigEntryEntitiesCallback
 
 from .bridge.errors import ErrorCode
-from .bridge.status import DirectionStatus, DropReason, LinkState, LinkStatus, Side
+from .bridge.status import DirectionStatus, DropReason, EndpointStatus, LinkState, LinkStatus, Side
 from .const import DOMAIN
 from .coordinator import QuicBridgeConfigEntry, QuicBridgeCoordinator
 from .entity import QuicBridgeEntity, link_status
@@ -28,6 +28,8 @@ ATTR_COUNT: Final = "count"
 
 PAUSED: Final = "paused"
 """Reason of a disconnection that was wanted; no ErrorCode has this value."""
+ANSWERS_AGAIN: Final = "answers_again"
+"""Reason of a return to the preferred endpoint; no ErrorCode has this value."""
 
 
 class BridgeEvent(StrEnum):
@@ -37,6 +39,10 @@ class BridgeEvent(StrEnum):
     DISCONNECTED = "disconnected"
     REFUSED = "refused"
     """A broker refuses us for a reason that a person must see to; once for each such reason."""
+    FALLBACK = "fallback"
+    """The broker is reached by another endpoint, as the preferred one cannot be used."""
+    RETURNED = "returned"
+    """... by the preferred one again."""
     DROPPED = "dropped"
 
 
@@ -60,6 +66,12 @@ class BridgeEvents(QuicBridgeEntity, EventEntity):
         super().__init__(coordinator, description)
         self._links = {side: link_status(coordinator.data, side) for side in Side}
         self._refused: dict[Side, ErrorCode] = {}
+        self._endpoints: dict[Side, str] = {
+            side: link.endpoint.address
+            for side, link in self._links.items()
+            if link.endpoint is not None and link.state is LinkState.CONNECTED
+        }
+        """Where each broker that has several endpoints was connected last."""
         self._told: dict[tuple[Side, DropReason], tuple[int, float]] = {}
         """How many dropped messages were told of, and when (the loop's clock)."""
 
@@ -77,6 +89,8 @@ class BridgeEvents(QuicBridgeEntity, EventEntity):
         if now.state is LinkState.CONNECTED and before.state is not LinkState.CONNECTED:
             self._refused.pop(side, None)
             self._fire(BridgeEvent.CONNECTED, side)
+            if now.endpoint is not None:
+                self._compare_endpoints(side, now.endpoint)
         elif before.state is LinkState.CONNECTED and now.state is not LinkState.CONNECTED:
             if now.state is LinkState.STOPPED or now.error is None:
                 self._fire(BridgeEvent.DISCONNECTED, side, reason=PAUSED)
@@ -85,6 +99,17 @@ class BridgeEvents(QuicBridgeEntity, EventEntity):
         if now.state is LinkState.REFUSED and now.error is not None and self._refused.get(side) is not now.error.code:
             self._refused[side] = now.error.code
             self._fire(BridgeEvent.REFUSED, side, reason=now.error.code.value, text=now.error.text)
+
+    def _compare_endpoints(self, side: Side, now: EndpointStatus) -> None:
+        before = self._endpoints.get(side)
+        self._endpoints[side] = now.address
+        if now.address == before:
+            return
+        if now.diverted is not None:
+            error = now.diverted
+            self._fire(BridgeEvent.FALLBACK, side, reason=error.code.value, text=error.text, address=now.address)
+        elif before is not None:
+            self._fire(BridgeEvent.RETURNED, side, reason=ANSWERS_AGAIN, address=now.address)
 
     def _count(self, side: Side, direction: DirectionStatus) -> None:
         """Tell of dropped messages that were for the broker of `side`."""

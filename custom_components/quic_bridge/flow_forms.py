@@ -1,7 +1,6 @@
 """The forms of the config flow: their fields, and the way from what was typed to what is stored."""
 
 from collections.abc import Mapping
-import ipaddress
 from typing import Any, Final
 
 from homeassistant.const import CONF_CLIENT_ID, CONF_HOST, CONF_PASSWORD, CONF_PORT, CONF_USERNAME
@@ -9,9 +8,6 @@ from homeassistant.core import HomeAssistant
 from homeassistant.data_entry_flow import section
 from homeassistant.helpers.selector import (
     BooleanSelector,
-    NumberSelector,
-    NumberSelectorConfig,
-    NumberSelectorMode,
     SelectSelector,
     SelectSelectorConfig,
     SelectSelectorMode,
@@ -31,13 +27,14 @@ from .const import (
     CONF_SEND,
     CONF_USE_TLS,
     SECTION_ADVANCED,
+    SECTION_FALLBACK,
     SECTION_TLS,
 )
+from .endpoint_forms import FALLBACK_FIELDS, PORT, clean_host
 from .form_error import FormError
 from .tls_forms import TLS_FIELDS, async_tls_data, tls_form
 
 _TEXT = TextSelector()
-_PORT = NumberSelector(NumberSelectorConfig(min=1, max=65535, step=1, mode=NumberSelectorMode.BOX))
 _TOPICS = TextSelector(TextSelectorConfig(multiple=True))
 
 _CREDENTIALS: Final = {
@@ -64,7 +61,7 @@ LOCAL_SCHEMA: Final = probatio.Schema(
 LOCAL_CUSTOM_SCHEMA: Final = probatio.Schema(
     {
         probatio.Required(CONF_HOST): _TEXT,
-        probatio.Required(CONF_PORT, default=DEFAULT_TCP_PORT): _PORT,
+        probatio.Required(CONF_PORT, default=DEFAULT_TCP_PORT): PORT,
         **_CREDENTIALS,
         probatio.Required(SECTION_TLS): section(
             probatio.Schema({probatio.Required(CONF_USE_TLS, default=False): BooleanSelector(), **TLS_FIELDS}),
@@ -75,9 +72,10 @@ LOCAL_CUSTOM_SCHEMA: Final = probatio.Schema(
 REMOTE_SCHEMA: Final = probatio.Schema(
     {
         probatio.Required(CONF_HOST): _TEXT,
-        probatio.Required(CONF_PORT, default=DEFAULT_QUIC_PORT): _PORT,
+        probatio.Required(CONF_PORT, default=DEFAULT_QUIC_PORT): PORT,
         **_CREDENTIALS,
         probatio.Required(SECTION_TLS): section(probatio.Schema(TLS_FIELDS), {"collapsed": True}),
+        probatio.Required(SECTION_FALLBACK): section(probatio.Schema(FALLBACK_FIELDS), {"collapsed": True}),
         **_ADVANCED,
     }
 )
@@ -111,24 +109,6 @@ def error_field(code: ErrorCode, schema: probatio.Schema) -> str:
     """Return where in the form of `schema` an error belongs."""
     field = _FIELDS.get(code)
     return field if field is not None and field in schema.schema else "base"
-
-
-def clean_host(text: str) -> str:
-    """Return a host name or address as it is to be dialled; FormError if it is neither.
-
-    People paste URLs, host:port and [IPv6]; only the last can be meant in one way only.
-    """
-    host = text.strip().lower()
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    if ":" in host:
-        try:
-            ipaddress.IPv6Address(host)
-        except ValueError:
-            raise FormError(CONF_HOST, "invalid_host") from None
-    elif not host or any(character.isspace() or character in "/\\@?#[]%,;" for character in host):
-        raise FormError(CONF_HOST, "invalid_host")
-    return host
 
 
 async def async_broker_data(

@@ -16,6 +16,7 @@ from homeassistant.core import HomeAssistant, callback
 from homeassistant.helpers.entity_platform import AddConfigEntryEntitiesCallback
 from homeassistant.helpers.typing import StateType
 
+from .bridge.config import TransportKind
 from .bridge.errors import ErrorCode
 from .bridge.status import BridgeState, BridgeStatus, DirectionStatus, LinkState, Side
 from .coordinator import QuicBridgeConfigEntry
@@ -70,6 +71,19 @@ def _connected_since(side: Side) -> Callable[[BridgeStatus], datetime | None]:
 
 def _round_trip(status: BridgeStatus) -> float | None:
     return status.remote.details.rtt_ms if status.remote.state is LinkState.CONNECTED else None
+
+
+def _transport(status: BridgeStatus) -> str | None:
+    return status.remote.transport if status.remote.state is LinkState.CONNECTED else None
+
+
+def _endpoint(status: BridgeStatus) -> dict[str, Any]:
+    """Tell which of several endpoints the remote broker is connected at."""
+    endpoint = status.remote.endpoint
+    if endpoint is None or status.remote.state is not LinkState.CONNECTED:
+        return {}
+    details = {"preferred": endpoint.preferred, "address": endpoint.address, "since": endpoint.since}
+    return details if endpoint.diverted is None else {**details, "message": endpoint.diverted.text}
 
 
 def _direction_sensors(
@@ -146,6 +160,15 @@ BRIDGE_SENSORS: Final = (
         entity_category=EntityCategory.DIAGNOSTIC,
         value_fn=lambda status: sum(_dropped(status).values()),
         attributes_fn=_dropped,
+    ),
+    BridgeSensorDescription(
+        key="remote_transport",
+        translation_key="remote_transport",
+        device_class=SensorDeviceClass.ENUM,
+        options=[kind.value for kind in TransportKind],
+        entity_category=EntityCategory.DIAGNOSTIC,
+        value_fn=_transport,
+        attributes_fn=_endpoint,
     ),
     BridgeSensorDescription(
         key="remote_round_trip_time",

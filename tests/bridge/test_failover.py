@@ -65,11 +65,13 @@ DOWN = (Fail(), Fail())
 
 
 class Run:
-    """Drives the policy, with a clock that stands still in between."""
+    """Drives the policy, with a clock that stands still in between. Unless `fresh`, there was a session before."""
 
-    def __init__(self, config: FailoverConfig) -> None:
+    def __init__(self, config: FailoverConfig, *, fresh: bool = False) -> None:
         self.failover = Failover(config)
         self.now = 1000.0
+        if not fresh:
+            self.failover.connected(self.now)
         self.moved = False
 
     def step(self, step: Step) -> int:
@@ -168,6 +170,20 @@ def on_fallback(**changes: float) -> Run:
 )
 def test_what_is_dialled_next(config: FailoverConfig, steps: list[Step], expected: list[int]) -> None:
     assert Run(config).steps(*steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "expected"),
+    [
+        pytest.param(QUIC_OR_TCP, [REFUSED], [1], id="once is enough"),
+        pytest.param(QUIC_OR_TCP, [REFUSED, REFUSED, *DOWN], [1, 0, 0, 1], id="... the first time"),
+        pytest.param(QUIC_OR_TCP, [Fail(ErrorCode.BAD_CREDENTIALS), REFUSED], [0, 1], id="a broker that answers"),
+        pytest.param(THREE_OR_TCP, [REFUSED, REFUSED, REFUSED, REFUSED], [1, 2, T, 0], id="each server once"),
+        pytest.param(QUIC_OR_TCP, [Hold(5), *DOWN], [0, 0, 1], id="a session over QUIC speaks for it"),
+    ],
+)
+def test_at_the_start(config: FailoverConfig, steps: list[Step], expected: list[int]) -> None:
+    assert Run(config, fresh=True).steps(*steps) == expected
 
 
 @pytest.mark.parametrize("code", list(ErrorCode))

@@ -1,6 +1,6 @@
 """What a bridge is told: two brokers and the routes between them. Validated here, with errors a person can act on."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -147,7 +147,7 @@ class FailoverConfig:
     patience: float = 20.0
     """QUIC must have failed for so long ..."""
     attempts: int = 2
-    """... and so many times (each address at least once) before the fallback is tried."""
+    """... and so many times (each address at least once) before the fallback is tried. At the start once is enough."""
     stable: float = 60.0
     """A session that lasted this long was no failure: what ends it is the first of a new row."""
     probe_interval: float = 30.0
@@ -157,6 +157,14 @@ class FailoverConfig:
     """A better endpoint must answer all probes for so long before the link moves to it. Doubled each time it is lost
     again soon after."""
     hold_down_cap: float = 3600.0
+
+    def endpoints(self, broker: BrokerConfig) -> list[BrokerConfig]:
+        """Return `broker` as it is reached at each of its endpoints, in order of preference."""
+        found = [broker, *(replace(broker, host=other.host, port=other.port) for other in self.further)]
+        if (fallback := self.fallback) is not None:
+            tls = broker.tls or TlsConfig()
+            found.append(replace(broker, transport=TransportKind.TCP, host=fallback.host, port=fallback.port, tls=tls))
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,6 +100,28 @@ REFUSED_ERRORS = AUTHENTICATION_ERRORS | {
 }
 """Errors that a quick retry cannot cure: the link is `refused` and tries again slowly."""
 
+TRANSPORT_ERRORS = frozenset(
+    {
+        ErrorCode.NAME_NOT_FOUND,
+        ErrorCode.NO_ANSWER,
+        ErrorCode.REFUSED,
+        ErrorCode.UNREACHABLE,
+        ErrorCode.NOT_MQTT_QUIC,
+        ErrorCode.TLS_FAILED,
+        ErrorCode.NO_CONNACK,
+        ErrorCode.CLOSED_BY_BROKER,
+        ErrorCode.PING_TIMEOUT,
+        ErrorCode.IDLE_TIMEOUT,
+        ErrorCode.KEEPALIVE_TIMEOUT,
+    }
+)
+"""What another transport may cure. Refusals by the broker itself are the same whatever carries them."""
+
+SERVER_ERRORS = (
+    TRANSPORT_ERRORS | CERTIFICATE_ERRORS | {ErrorCode.CERTIFICATE_PIN, ErrorCode.OVERLOADED, ErrorCode.SHUTTING_DOWN}
+)
+"""What another server of the same cluster may cure."""
+
 
 class BridgeError(Exception):
     """A connection failed or ended.

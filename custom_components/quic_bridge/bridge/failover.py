@@ -1,36 +1,9 @@
 """Which endpoint of a broker to dial: its own over QUIC, further ones over QUIC, or TLS/TCP. No I/O and no clock."""
 
-from dataclasses import replace
 from typing import Final
 
-from .config import BrokerConfig, Endpoint, FailoverConfig, TlsConfig, TransportKind
-from .errors import ErrorCode
-
-TRANSPORT_ERRORS: Final = frozenset(
-    {
-        ErrorCode.NAME_NOT_FOUND,
-        ErrorCode.NO_ANSWER,
-        ErrorCode.REFUSED,
-        ErrorCode.UNREACHABLE,
-        ErrorCode.NOT_MQTT_QUIC,
-        ErrorCode.TLS_FAILED,
-        ErrorCode.NO_CONNACK,
-        ErrorCode.CLOSED_BY_BROKER,
-        ErrorCode.PING_TIMEOUT,
-        ErrorCode.IDLE_TIMEOUT,
-        ErrorCode.KEEPALIVE_TIMEOUT,
-    }
-)
-"""What another transport may cure. Refusals by the broker itself are the same whatever carries them."""
-
-SERVER_ERRORS: Final = TRANSPORT_ERRORS | {
-    ErrorCode.OVERLOADED,
-    ErrorCode.SHUTTING_DOWN,
-    ErrorCode.CERTIFICATE_UNTRUSTED,
-    ErrorCode.CERTIFICATE_NAME,
-    ErrorCode.CERTIFICATE_EXPIRED,
-}
-"""What another server of the same cluster may cure."""
+from .config import BrokerConfig, FailoverConfig
+from .errors import SERVER_ERRORS, TRANSPORT_ERRORS, ErrorCode
 
 PROBES: Final = 3
 """Fewest probes in a row that must succeed before the link moves."""
@@ -58,6 +31,8 @@ class Failover:
         self.hold_down = config.hold_down
         self._failures = 0
         self._failing_since = 0.0
+        self._fresh = True
+        """At the start nothing is known for or against QUIC, so one failure is enough for a try elsewhere."""
         self._carried: int | None = None
         """The endpoint of the last session."""
         self._since = 0.0
@@ -84,20 +59,13 @@ class Failover:
 
     def endpoint(self, index: int, broker: BrokerConfig) -> BrokerConfig:
         """Return how the broker is reached at an endpoint."""
-        if not index:
-            return broker
-        config, fallback = self._config, self._config.fallback
-        if index == self._fallback and fallback is not None:
-            broker = replace(broker, transport=TransportKind.TCP, tls=broker.tls or TlsConfig())
-            other: Endpoint = fallback
-        else:
-            other = config.further[index - 1]
-        return replace(broker, host=other.host, port=other.port)
+        return self._config.endpoints(broker)[index]
 
     # --- attempts and sessions ----------------------------------------------------------------------------------------
 
     def connected(self, now: float) -> None:
         """Note that a session began at the present endpoint."""
+        self._fresh = False
         if self.index == self._fallback:
             self._proven = True
         if self.index == self._carried:
@@ -140,15 +108,13 @@ class Failover:
 
     def _give_up(self, now: float, *, dialled: bool) -> None:
         """Leave the present endpoint if it is time to."""
-        patience_over = (
-            self._failures >= max(self._config.attempts, self._servers)
-            and now - self._failing_since >= self._config.patience
-        )
+        attempts, patience = (1, 0.0) if self._fresh else (self._config.attempts, self._config.patience)
+        patience_over = self._failures >= max(attempts, self._servers) and now - self._failing_since >= patience
         if self.index == self._fallback:
             if patience_over or not self._proven:
                 self._go(0)
         elif patience_over and self._fallback is not None:
-            self._proven = False
+            self._proven = self._fresh = False
             self._descend(self._fallback, self._failing_since)
         elif dialled:
             self._next_server(self._failing_since)
