@@ -150,6 +150,7 @@ async def test_a_fallback_is_tried_before_it_is_needed(
     result = await fill(hass, menu, {"next_step_id": "use_fallback"})
     assert (result["type"], result["reason"]) == (FlowResultType.ABORT, "reconfigure_successful")
     assert entry.data["remote"]["fallback"] == {"host": None, "port": remote_broker.tls_port}
+    assert suggested(await change(hass, entry), "fallback", "fallback_host") is None
 
 
 @pytest.mark.parametrize("text", ["mqtts://broker", "broker:", "broker:0", "broker:65536", "broker:x", "my broker:1"])

@@ -26,6 +26,8 @@ _LOGGER = logging.getLogger(__name__)
 FAREWELL_TIMEOUT: Final = 4.0
 """Seconds for a broker to take note that the bridge was removed; a person waits for the removal meanwhile."""
 
+_SESSION_KEPT: Final = "The %s broker still keeps the session of the bridge that was removed: %r"
+
 PLATFORMS = [Platform.BINARY_SENSOR, Platform.BUTTON, Platform.EVENT, Platform.SENSOR, Platform.SWITCH]
 
 
@@ -99,13 +101,13 @@ async def _async_forget(side: Side, endpoints: Callable[[], list[BrokerConfig]],
     try:
         brokers = endpoints()
     except BridgeError as error:
-        _LOGGER.debug("Nobody can be told that the bridge was removed on the %s side: %s", side, error)
+        _LOGGER.debug(_SESSION_KEPT, side, error)
         return
     for broker in brokers:
         try:
             async with asyncio.timeout(FAREWELL_TIMEOUT):
                 await forget_session(broker, status_topic)
         except (BridgeError, TimeoutError) as error:
-            _LOGGER.debug("The %s broker still keeps the session of the bridge that was removed: %r", side, error)
+            _LOGGER.debug(_SESSION_KEPT, side, error)
         else:
             return
