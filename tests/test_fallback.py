@@ -112,7 +112,9 @@ async def test_nothing_gets_through(
         assert result["errors"] == {"port": "refused"}
         assert (result["description_placeholders"] or {})["protocol"] == "UDP"
     user_input = typed(quic_front, certs, use_fallback=True, fallback_port=remote_broker.tls_port)
-    result = await fill(hass, result, {**user_input, "tls": {"verify": True}})
+    menu = await fill(hass, result, {**user_input, "tls": {"verify": True}})
+    assert (menu["type"], menu["step_id"]) == (FlowResultType.MENU, "certificate")
+    result = await fill(hass, menu, {"next_step_id": "back"})
     assert result["errors"] == {"tls": "certificate_untrusted"}
     await quic_front.restart()
     await finish(hass, await fill(hass, result, typed(quic_front, certs)))
