@@ -9,7 +9,8 @@
     // The logbook is narrow and cuts off by itself.
     if (["STYLE", "SCRIPT", "HA-LOGBOOK"].includes(element.tagName)) return;
     const own = [...element.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE);
-    const text = own.map((node) => node.textContent).join("").trim();
+    // {client_id} is what one may write into the topic of the presence.
+    const text = own.map((node) => node.textContent).join("").replaceAll("{client_id}", "").trim();
     if (text && visible(element)) {
       // A field's or an option's key, a translation key, a placeholder without a value.
       if (/^[a-z0-9]+(_[a-z0-9]+)+\*?$|^(component|config|ui|state)\.[\w.]+$|\{[a-z_]+\}|undefined|\[object /.test(text)) {

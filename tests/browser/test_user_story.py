@@ -112,7 +112,7 @@ async def see_it_work(visitor: Visitor, world: World) -> None:
             await local.publish("zigbee2mqtt/lamp", f"{number}".encode(), qos=1)
     await visitor.see_entity(f"{SENSOR}.messages_sent", re.compile(r"\b5\b"))
     await visitor.look_at_page()
-    await visitor.picture_of_page("device", height=1700)
+    await visitor.picture_of_page("device", height=1740)
 
 
 async def see_an_outage(visitor: Visitor, world: World) -> None:
@@ -124,7 +124,7 @@ async def see_an_outage(visitor: Visitor, world: World) -> None:
     await visitor.see_entity(f"{SENSOR}.status", visitor.text(f"{SENSOR}.status.state.remote_down"))
     await visitor.see_entity(f"{SENSOR}.outbox_messages", re.compile(r"\b3\b"))
     await visitor.look_at_page()
-    await visitor.picture_of_page("device-remote-down", height=1700)
+    await visitor.picture_of_page("device-remote-down", height=1740)
     await world.front.start()
     await visitor.see_entity(f"{SENSOR}.status", visitor.text(f"{SENSOR}.status.state.running"))
     await visitor.see_entity(f"{SENSOR}.messages_sent", re.compile(r"\b8\b"))
@@ -142,6 +142,14 @@ async def look_at_options(visitor: Visitor) -> None:
         await visitor.see_step(f"options.step.{page}")
         await visitor.picture_of_dialog(f"options-{page}")
         await visitor.close()
+    await visitor.open_options()
+    await visitor.choose(f"{menu}.connection")
+    await visitor.see_step("options.step.connection")
+    await visitor.pick("selector.profile.options.custom")
+    await visitor.submit()
+    await visitor.see_step("options.step.custom")
+    await visitor.picture_of_dialog("options-custom")
+    await visitor.close()
 
 
 async def download_diagnostics(visitor: Visitor) -> None:

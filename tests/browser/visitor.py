@@ -53,7 +53,9 @@ class Visitor:
                 error.add_note(f"what the browser showed: {path}")
 
     def _note_error(self, error: Error) -> None:
-        self.errors.append(str(error))
+        # What the frontend had asked when the person went on to the next page.
+        if error.message != "disconnected":
+            self.errors.append(str(error))
 
     def text(self, key: str, **placeholders: str) -> str:
         """Return a text of the integration as it is shown."""
@@ -136,6 +138,10 @@ class Visitor:
     async def fill(self, key: str, value: str) -> None:
         """Type into a field."""
         await self._field(key).locator("input, textarea").fill(value)
+
+    async def pick(self, key: str) -> None:
+        """Pick one of a field's options that are all in sight."""
+        await self._dialog.locator("ha-selector-select").get_by_text(self.text(key), exact=True).click()
 
     async def add(self, key: str, value: str) -> None:
         """Add one value to a field that takes several."""
