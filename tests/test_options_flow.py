@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 from homeassistant.config_entries import ConfigFlowResult
 from homeassistant.core import HomeAssistant
@@ -9,10 +10,16 @@ from homeassistant.data_entry_flow import FlowResultType, InvalidData
 import pytest
 from pytest_homeassistant_custom_component.common import MockConfigEntry
 
-from custom_components.quic_bridge.bridge.config import BackoffConfig, BridgeConfig, PresenceConfig, QuicConfig
+from custom_components.quic_bridge.bridge.config import (
+    BackoffConfig,
+    BridgeConfig,
+    PresenceConfig,
+    QuicConfig,
+    QuicLogConfig,
+)
 from custom_components.quic_bridge.bridge.guard import GuardMode, LoopGuard
 from custom_components.quic_bridge.bridge.outbox_model import OutboxLimits
-from custom_components.quic_bridge.brokers import bridge_config, remote_broker
+from custom_components.quic_bridge.brokers import bridge_config, quic_log_folder, remote_broker, tickets_path
 from custom_components.quic_bridge.options import status_topic
 
 from .ha_flows import Input, suggested
@@ -334,6 +341,47 @@ async def test_another_status_topic_takes_the_place_of_the_old_one(
     await hass.config_entries.async_remove(entry.entry_id)
     for broker in brokers:
         await wait_retained(broker, {})
+
+
+async def test_for_experts(hass: HomeAssistant) -> None:
+    """All off by default, and whoever switches something on is told where and what it means."""
+    entry = stored_entry(hass)
+    assert not seen(hass, entry).remote.quic.early_data
+    assert seen(hass, entry).quic_logs is None
+    result = await open_page(hass, entry, "expert")
+    folder = Path(hass.config.path("quic_bridge", entry.entry_id))
+    assert (result["description_placeholders"] or {})["folder"] == str(folder)
+    await fill(hass, result, {"early_data": True, "qlog": False, "key_log": False})
+    assert seen(hass, entry).remote.quic.early_data
+    assert seen(hass, entry).quic_logs is None
+    result = await open_page(hass, entry, "expert")
+    assert suggested(result, "early_data") is True
+    await fill(hass, result, {"qlog": True})
+    config = seen(hass, entry)
+    assert not config.remote.quic.early_data
+    assert config.quic_logs == QuicLogConfig(folder=folder, qlog=True)
+    await fill(hass, await open_page(hass, entry, "expert"), {"key_log": True})
+    assert seen(hass, entry).quic_logs == QuicLogConfig(folder=folder, key_log=True)
+
+
+async def test_tickets_and_logs_go_with_the_bridge(
+    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    """A reload resumes the connection, CONNECT in the first flight; nothing is left of a bridge that is removed."""
+    quic_front.policy.tickets = True
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    await fill(hass, await open_page(hass, entry, "expert"), {"early_data": True, "qlog": True, "key_log": True})
+    await hass.async_block_till_done()
+    await wait_running(hass, entry)
+    details = entry.runtime_data.bridge.status.remote.details
+    assert (details.resumed, details.early_data) == (True, True)
+    assert await hass.config_entries.async_unload(entry.entry_id)
+    files = [tickets_path(hass, entry), quic_log_folder(hass, entry)]
+    assert await hass.async_add_executor_job(lambda: all(path.exists() for path in files))
+    await hass.config_entries.async_remove(entry.entry_id)
+    assert not await hass.async_add_executor_job(lambda: any(path.exists() for path in files))
 
 
 async def wait_retained(broker: Mosquitto, wanted: dict[str, bytes]) -> None:

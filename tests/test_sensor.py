@@ -1,5 +1,6 @@
 """State, counters and figures, as Home Assistant sees them."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from homeassistant.const import STATE_UNKNOWN, EntityCategory
@@ -66,6 +67,33 @@ async def test_status_and_connection_history(
     assert datetime.fromisoformat(state(hass, entry, "remote_connected_since")) > datetime.fromisoformat(connected)
     # What went wrong last remains to be seen.
     assert state(hass, entry, "remote_last_error") == "refused"
+
+
+@pytest.mark.usefixtures("entity_registry_enabled_by_default")
+async def test_the_quic_connection(hass: HomeAssistant, entry: MockConfigEntry, quic_front: Front) -> None:
+    quic_front.policy.tickets = True
+    keys = ("remote_handshake", "remote_handshake_time", "remote_packet_loss")
+    await set_up(hass, entry)
+    assert [state(hass, entry, key) for key in keys] == [STATE_UNKNOWN] * 3
+    await wait_running(hass, entry)
+    assert state(hass, entry, "remote_handshake") == "full"
+    assert 0 < float(state(hass, entry, "remote_handshake_time")) < 10_000
+    found = attributes(hass, entry, "remote_handshake")
+    assert (found["version"], found["cipher"]) == ("QUIC v1", "AES_256_GCM_SHA384")
+    assert state(hass, entry, "remote_address_changes") == "0"
+    quic_front.connection.close(0)
+    await wait_for_state(hass, entry, "remote_handshake", "resumed")
+    await wait_running(hass, entry)
+
+    status = entry.runtime_data.bridge.status
+    details = replace(status.remote.details, migrations=2, migration_ms=61.23, early_data=True)
+    entry.runtime_data.async_set_updated_data(
+        replace(status, remote=replace(status.remote, details=details, packet_loss=1.25))
+    )
+    assert state(hass, entry, "remote_packet_loss") == "1.25"
+    assert state(hass, entry, "remote_address_changes") == "2"
+    assert attributes(hass, entry, "remote_address_changes")["last_gap"] == 61.2
+    assert state(hass, entry, "remote_handshake") == "early_data"
 
 
 async def test_counters(
@@ -180,6 +208,10 @@ async def test_descriptions(hass: HomeAssistant, socket_enabled: None) -> None:
         "messages_dropped": ("Messages dropped", diagnostic, None, total, "messages"),
         "remote_transport": ("Remote transport", diagnostic, "enum", None, None),
         "remote_round_trip_time": ("Remote round-trip time", diagnostic, "duration", "measurement", "ms"),
+        "remote_packet_loss": ("Remote packet loss", diagnostic, None, "measurement", "%"),
+        "remote_handshake_time": ("Remote handshake time", diagnostic, "duration", "measurement", "ms"),
+        "remote_handshake": ("Remote handshake", diagnostic, "enum", None, None),
+        "remote_address_changes": ("Remote address changes survived", diagnostic, None, total, "changes"),
         "remote_reconnects": ("Remote reconnects", diagnostic, None, total, "reconnects"),
         "remote_connected_since": ("Remote connected since", diagnostic, "uptime", None, None),
         "remote_last_error": ("Remote last error", diagnostic, "enum", None, None),

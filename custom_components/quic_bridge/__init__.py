@@ -10,12 +10,13 @@ from homeassistant.core import HomeAssistant, callback
 from homeassistant.helpers import config_validation as cv, entity_registry as er
 from homeassistant.helpers.typing import ConfigType
 
+from .bridge.bridge import remove_files
 from .bridge.check import forget_session
 from .bridge.config import BrokerConfig
 from .bridge.errors import BridgeError
 from .bridge.outbox import Outbox, OutboxError
 from .bridge.status import Side
-from .brokers import entry_presence, local_broker, outbox_path, remote_endpoints
+from .brokers import entry_presence, local_broker, outbox_path, quic_log_folder, remote_endpoints, tickets_path
 from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
 from .coordinator import QuicBridgeConfigEntry, QuicBridgeCoordinator
 from .issues import async_forget_issues
@@ -73,6 +74,10 @@ async def async_remove_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) 
         await Outbox(outbox_path(hass, entry)).remove()
     except OutboxError as error:
         _LOGGER.warning("The file with the messages that waited could not be deleted: %s", error)
+    try:
+        await remove_files(tickets_path(hass, entry), quic_log_folder(hass, entry))
+    except OSError as error:
+        _LOGGER.warning("The session tickets or QUIC logs could not be deleted: %s", error)
 
 
 @callback

@@ -41,10 +41,11 @@ from .const import (
     CONF_VERIFY,
     DOMAIN,
     PAGE_CONNECTION,
+    PAGE_EXPERT,
     PAGE_MESSAGES,
     PAGE_PRESENCE,
 )
-from .options import backoff, loop_guard, outbox_limits, presence, remote_with_options
+from .options import backoff, loop_guard, outbox_limits, presence, quic_logs, remote_with_options
 from .route_data import stored_routes
 
 MQTT_DOMAIN: Final = "mqtt"
@@ -187,6 +188,16 @@ def outbox_path(hass: HomeAssistant, entry: ConfigEntry) -> Path:
     return Path(hass.config.path(STORAGE_DIR, DOMAIN, f"{entry.entry_id}.db"))
 
 
+def tickets_path(hass: HomeAssistant, entry: ConfigEntry) -> Path:
+    """Return the file that keeps an entry's session tickets."""
+    return Path(hass.config.path(STORAGE_DIR, DOMAIN, f"{entry.entry_id}.tickets"))
+
+
+def quic_log_folder(hass: HomeAssistant, entry: ConfigEntry) -> Path:
+    """Return the folder for an entry's logs of QUIC, where people find it."""
+    return Path(hass.config.path(DOMAIN, entry.entry_id))
+
+
 def entry_presence(entry: ConfigEntry) -> PresenceConfig | None:
     """Return the status topics of an entry's bridge, if it has any."""
     return presence(
@@ -207,6 +218,8 @@ def bridge_config(hass: HomeAssistant, entry: ConfigEntry) -> BridgeConfig:
         local_backoff=BackoffConfig(),
         failover=remote_failover(entry.data[CONF_REMOTE]),
         routes=stored_routes(entry),
+        tickets=tickets_path(hass, entry),
+        quic_logs=quic_logs(entry.options.get(PAGE_EXPERT, {}), quic_log_folder(hass, entry)),
     )
 
 

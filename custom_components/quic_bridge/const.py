@@ -12,6 +12,7 @@ CONF_PAUSED: Final = "paused"
 PAGE_CONNECTION: Final = "connection"
 PAGE_MESSAGES: Final = "messages"
 PAGE_PRESENCE: Final = "presence"
+PAGE_EXPERT: Final = "expert"
 
 # Keys of the page `connection`, in the units of the form (see options.py).
 CONF_PROFILE: Final = "profile"
@@ -39,6 +40,11 @@ CONF_STATUS_TOPIC: Final = "status_topic"
 """May have `{client_id}` in it."""
 CONF_PAYLOAD_ONLINE: Final = "payload_online"
 CONF_PAYLOAD_OFFLINE: Final = "payload_offline"
+
+# Keys of the page `expert`.
+CONF_EARLY_DATA: Final = "early_data"
+CONF_QLOG: Final = "qlog"
+CONF_KEY_LOG: Final = "key_log"
 
 # Keys of the page `messages`, in the units of the form (see options.py).
 CONF_MAX_PAYLOAD: Final = "max_payload"

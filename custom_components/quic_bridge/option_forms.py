@@ -25,9 +25,11 @@ from .const import (
     CONF_BACKOFF_BASE,
     CONF_CONGESTION_CONTROL,
     CONF_CONNACK_TIMEOUT,
+    CONF_EARLY_DATA,
     CONF_HANDSHAKE_TIMEOUT,
     CONF_IDLE_TIMEOUT,
     CONF_KEEPALIVE,
+    CONF_KEY_LOG,
     CONF_LOOP_GUARD,
     CONF_MAX_PAYLOAD,
     CONF_MOST_BRIDGES,
@@ -38,8 +40,10 @@ from .const import (
     CONF_PAYLOAD_ONLINE,
     CONF_PING_TIMEOUT,
     CONF_PROFILE,
+    CONF_QLOG,
     CONF_STATUS_TOPIC,
     PAGE_CONNECTION,
+    PAGE_EXPERT,
     PAGE_MESSAGES,
     PAGE_PRESENCE,
     SECTION_OUTBOX,
@@ -203,6 +207,15 @@ PAGES: Final = {
         ),
         texts={**PRESENCE_DEFAULTS, "variable": CLIENT_ID_VARIABLE},
         check=_check_presence,
+    ),
+    PAGE_EXPERT: Page(
+        stored_as=PAGE_EXPERT,
+        schema=probatio.Schema(
+            {
+                probatio.Required(key, default=False): BooleanSelector()
+                for key in (CONF_EARLY_DATA, CONF_QLOG, CONF_KEY_LOG)
+            }
+        ),
     ),
     PAGE_MESSAGES: Page(
         stored_as=PAGE_MESSAGES,

@@ -7,9 +7,10 @@ better default of a later version reaches everybody who has not chosen otherwise
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final
 
-from .bridge.config import BackoffConfig, BrokerConfig, PresenceConfig
+from .bridge.config import BackoffConfig, BrokerConfig, PresenceConfig, QuicLogConfig
 from .bridge.guard import GuardMode, LoopGuard
 from .bridge.outbox_model import OutboxLimits
 from .const import (
@@ -19,11 +20,13 @@ from .const import (
     CONF_BACKOFF_STABLE,
     CONF_CONGESTION_CONTROL,
     CONF_CONNACK_TIMEOUT,
+    CONF_EARLY_DATA,
     CONF_FLOW_WINDOW,
     CONF_HANDSHAKE_TIMEOUT,
     CONF_IDLE_TIMEOUT,
     CONF_INITIAL_RTT,
     CONF_KEEPALIVE,
+    CONF_KEY_LOG,
     CONF_LOOP_GUARD,
     CONF_MAX_DATAGRAM_SIZE,
     CONF_MAX_PAYLOAD,
@@ -36,11 +39,13 @@ from .const import (
     CONF_PING_INTERVAL,
     CONF_PING_TIMEOUT,
     CONF_PROFILE,
+    CONF_QLOG,
     CONF_RECEIVE_WINDOW,
     CONF_SEND_WINDOW,
     CONF_SESSION_EXPIRY,
     CONF_STATUS_TOPIC,
     PAGE_CONNECTION,
+    PAGE_EXPERT,
     PAGE_MESSAGES,
 )
 
@@ -255,6 +260,15 @@ def presence(values: Mapping[str, Any], local_client_id: str, remote_client_id: 
     )
 
 
+# --- the page `expert` ------------------------------------------------------------------------------------------------
+
+
+def quic_logs(values: Mapping[str, Any], folder: Path) -> QuicLogConfig | None:
+    """Return which logs of QUIC the values of the page want in a folder; None: none."""
+    config = QuicLogConfig(folder=folder, qlog=values.get(CONF_QLOG, False), key_log=values.get(CONF_KEY_LOG, False))
+    return config if config.qlog or config.key_log else None
+
+
 # --- both brokers -----------------------------------------------------------------------------------------------------
 
 
@@ -268,4 +282,8 @@ def local_with_options(broker: BrokerConfig, options: Mapping[str, Any]) -> Brok
 def remote_with_options(broker: BrokerConfig, options: Mapping[str, Any]) -> BrokerConfig:
     """Return the remote broker as the bridge with these options is to use it."""
     broker = with_connection(broker, options.get(PAGE_CONNECTION, {}))
-    return replace(broker, max_payload=max_payload(options.get(PAGE_MESSAGES, {})))
+    return replace(
+        broker,
+        max_payload=max_payload(options.get(PAGE_MESSAGES, {})),
+        quic=replace(broker.quic, early_data=options.get(PAGE_EXPERT, {}).get(CONF_EARLY_DATA, False)),
+    )

@@ -5,12 +5,13 @@ from typing import Any, Final
 
 from homeassistant.config_entries import ConfigFlowResult, OptionsFlow
 
-from .const import CONF_PROFILE, PAGE_CONNECTION, PAGE_MESSAGES, PAGE_PRESENCE
+from .brokers import quic_log_folder
+from .const import CONF_PROFILE, PAGE_CONNECTION, PAGE_EXPERT, PAGE_MESSAGES, PAGE_PRESENCE
 from .form_error import FormError
 from .option_forms import PAGES
 from .options import Profile, chosen
 
-_MENU: Final = [PAGE_CONNECTION, PAGE_MESSAGES, PAGE_PRESENCE]
+_MENU: Final = [PAGE_CONNECTION, PAGE_MESSAGES, PAGE_PRESENCE, PAGE_EXPERT]
 
 
 class QuicBridgeOptionsFlow(OptionsFlow):
@@ -38,11 +39,22 @@ class QuicBridgeOptionsFlow(OptionsFlow):
         """Ask for the status topic."""
         return self._page(PAGE_PRESENCE, user_input, self._stored(PAGE_PRESENCE))
 
+    async def async_step_expert(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
+        """Ask for what needs some knowledge of QUIC."""
+        folder = str(quic_log_folder(self.hass, self.config_entry))
+        return self._page(PAGE_EXPERT, user_input, self._stored(PAGE_EXPERT), {"folder": folder})
+
     def _stored(self, page: str) -> Mapping[str, Any]:
         values: Mapping[str, Any] = self.config_entry.options.get(page, {})
         return values
 
-    def _page(self, step: str, user_input: dict[str, Any] | None, values: Mapping[str, Any]) -> ConfigFlowResult:
+    def _page(
+        self,
+        step: str,
+        user_input: dict[str, Any] | None,
+        values: Mapping[str, Any],
+        texts: Mapping[str, str] | None = None,
+    ) -> ConfigFlowResult:
         """Show a page, with `values` to begin with, until what was typed goes together; then store it."""
         page = PAGES[step]
         error: FormError | None = None
@@ -60,5 +72,5 @@ class QuicBridgeOptionsFlow(OptionsFlow):
                 page.schema, page.form(values) if user_input is None else user_input
             ),
             errors={error.field: error.key} if error else None,
-            description_placeholders={**page.placeholders, **(error.placeholders if error else {})},
+            description_placeholders={**page.placeholders, **(texts or {}), **(error.placeholders if error else {})},
         )

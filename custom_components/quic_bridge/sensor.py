@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Final, override
 
 from homeassistant.components.sensor import (
@@ -11,14 +12,14 @@ from homeassistant.components.sensor import (
     SensorEntityDescription,
     SensorStateClass,
 )
-from homeassistant.const import EntityCategory, UnitOfInformation, UnitOfTime
+from homeassistant.const import PERCENTAGE, EntityCategory, UnitOfInformation, UnitOfTime
 from homeassistant.core import HomeAssistant, callback
 from homeassistant.helpers.entity_platform import AddConfigEntryEntitiesCallback
 from homeassistant.helpers.typing import StateType
 
 from .bridge.config import TransportKind
 from .bridge.errors import ErrorCode
-from .bridge.status import BridgeState, BridgeStatus, DirectionStatus, LinkState, Side
+from .bridge.status import BridgeState, BridgeStatus, DirectionStatus, LinkState, Side, TransportStatus
 from .coordinator import QuicBridgeConfigEntry
 from .entity import QuicBridgeEntity, link_status
 
@@ -26,6 +27,17 @@ PARALLEL_UPDATES = 0
 
 NO_ERROR: Final = "none"
 """State of a last error before there was any; no ErrorCode has this value."""
+
+
+class Handshake(StrEnum):
+    """How the remote's connection was made."""
+
+    FULL = "full"
+    """With certificates."""
+    RESUMED = "resumed"
+    """By a ticket of the connection before."""
+    EARLY_DATA = "early_data"
+    """... and the login went with the first packets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +96,31 @@ def _endpoint(status: BridgeStatus) -> dict[str, Any]:
         return {}
     details = {"preferred": endpoint.preferred, "address": endpoint.address, "since": endpoint.since}
     return details if endpoint.diverted is None else {**details, "message": endpoint.diverted.text}
+
+
+def _connected(status: BridgeStatus) -> TransportStatus:
+    """Return the figures of the remote's connection, none of an earlier one."""
+    return status.remote.details if status.remote.state is LinkState.CONNECTED else TransportStatus()
+
+
+def _handshake(status: BridgeStatus) -> str | None:
+    details = _connected(status)
+    if details.handshake_ms is None:
+        return None
+    if not details.resumed:
+        return Handshake.FULL.value
+    return (Handshake.EARLY_DATA if details.early_data else Handshake.RESUMED).value
+
+
+def _handshake_details(status: BridgeStatus) -> dict[str, Any]:
+    details = _connected(status)
+    found = {"version": details.version, "cipher": details.cipher, "early_data_accepted": details.early_data}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _migration_details(status: BridgeStatus) -> dict[str, Any]:
+    gap = _connected(status).migration_ms
+    return {} if gap is None else {"last_gap": round(gap, 1)}
 
 
 def _direction_sensors(
@@ -180,6 +217,46 @@ BRIDGE_SENSORS: Final = (
         entity_category=EntityCategory.DIAGNOSTIC,
         entity_registry_enabled_default=False,
         value_fn=_round_trip,
+    ),
+    BridgeSensorDescription(
+        key="remote_packet_loss",
+        translation_key="remote_packet_loss",
+        state_class=SensorStateClass.MEASUREMENT,
+        native_unit_of_measurement=PERCENTAGE,
+        suggested_display_precision=1,
+        entity_category=EntityCategory.DIAGNOSTIC,
+        entity_registry_enabled_default=False,
+        value_fn=lambda status: status.remote.packet_loss,
+    ),
+    BridgeSensorDescription(
+        key="remote_handshake_time",
+        translation_key="remote_handshake_time",
+        device_class=SensorDeviceClass.DURATION,
+        state_class=SensorStateClass.MEASUREMENT,
+        native_unit_of_measurement=UnitOfTime.MILLISECONDS,
+        suggested_display_precision=0,
+        entity_category=EntityCategory.DIAGNOSTIC,
+        entity_registry_enabled_default=False,
+        value_fn=lambda status: _connected(status).handshake_ms,
+    ),
+    BridgeSensorDescription(
+        key="remote_handshake",
+        translation_key="remote_handshake",
+        device_class=SensorDeviceClass.ENUM,
+        options=[kind.value for kind in Handshake],
+        entity_category=EntityCategory.DIAGNOSTIC,
+        entity_registry_enabled_default=False,
+        value_fn=_handshake,
+        attributes_fn=_handshake_details,
+    ),
+    BridgeSensorDescription(
+        key="remote_address_changes",
+        translation_key="remote_address_changes",
+        state_class=SensorStateClass.TOTAL_INCREASING,
+        entity_category=EntityCategory.DIAGNOSTIC,
+        entity_registry_enabled_default=False,
+        value_fn=lambda status: status.remote.details.migrations,
+        attributes_fn=_migration_details,
     ),
 )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from aioquic.tls import CipherSuite, SessionTicket
 import pytest
 
+from custom_components.quic_bridge.bridge.bridge import remove_files
 from custom_components.quic_bridge.bridge.config import BrokerConfig, TlsConfig
 from custom_components.quic_bridge.bridge.transport import quic_tickets
 from custom_components.quic_bridge.bridge.transport.quic_tickets import (
@@ -119,7 +120,7 @@ async def test_they_survive_a_restart_and_are_nobody_elses(path: Path) -> None:
     # What was used is not there any more.
     assert names(opened(path), "broker") == []
     for _ in range(2):
-        await store.remove()
+        await remove_files(path, path.parent / "logs")
         assert not await asyncio.to_thread(path.exists)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 import logging
+from pathlib import Path
 from typing import Final
 
 from .config import BridgeConfig, BrokerConfig, FailoverConfig, PresenceConfig
@@ -14,10 +15,11 @@ from .link import Link
 from .outbound import OutboundForwarder
 from .presence import Presence
 from .publisher import Publication, Publisher, Receipt
-from .rate import Rate
+from .rate import Rate, Share
 from .routes import Direction, Route, Router, subscriptions
-from .status import BridgeState, BridgeStatus, DropReason, LinkState, Side
+from .status import BridgeState, BridgeStatus, DropReason, LinkState, Side, TransportStatus
 from .transport import QuicResources
+from .transport.quic_logs import remove_logs
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class Bridge:
         self._timer: asyncio.TimerHandle | None = None
         self._outbox: OutboundForwarder | None
         self._rates = {direction: Rate(_RATE_SAMPLES) for direction in (Direction.TO_REMOTE, Direction.TO_LOCAL)}
+        self._loss = Share(_RATE_SAMPLES)
         self._drops_seen: set[tuple[Direction, DropReason]] = set()
         inbound = Forwarder(
             Direction.TO_LOCAL,
@@ -106,7 +109,7 @@ class Bridge:
             state=self._state,
             since=self._since,
             local=self._local.status,
-            remote=self._remote.status,
+            remote=replace(self._remote.status, packet_loss=self._loss.percent),
             outbound=replace(self._outbound.status, rate=self._rates[Direction.TO_REMOTE].per_minute),
             inbound=replace(self._inbound.status, rate=self._rates[Direction.TO_LOCAL].per_minute),
             outbox=self._outbox.outbox_status if self._outbox is not None else None,
@@ -131,6 +134,7 @@ class Bridge:
             self._timer = None
         for rate in self._rates.values():
             rate.reset()
+        self._loss.sample(None, None)
         # The local side first: what it still gets acknowledged was accepted by the remote.
         await asyncio.gather(self._local.stop(), self._remote.stop())
         self._outbound.close()
@@ -189,6 +193,9 @@ class Bridge:
         loop = asyncio.get_running_loop()
         self._rates[Direction.TO_REMOTE].sample(loop.time(), self._outbound.status.forwarded)
         self._rates[Direction.TO_LOCAL].sample(loop.time(), self._inbound.status.forwarded)
+        link = self._remote.status
+        details = link.details if link.state is LinkState.CONNECTED else TransportStatus()
+        self._loss.sample(details.packets_lost, details.packets_sent)
         self._timer = loop.call_later(_COUNTER_INTERVAL, self._push_counters)
 
     def _push_counters(self) -> None:
@@ -225,3 +232,9 @@ def _overall(local: LinkState, remote: LinkState) -> BridgeState:
     if remote is LinkState.CONNECTED:
         return BridgeState.LOCAL_DOWN
     return BridgeState.DOWN
+
+
+async def remove_files(tickets: Path, quic_logs: Path) -> None:
+    """Delete what a bridge that is removed has on disk besides its Outbox: session tickets and logs. Raises OSError."""
+    await asyncio.to_thread(tickets.unlink, missing_ok=True)
+    await asyncio.to_thread(remove_logs, quic_logs)

@@ -174,6 +174,8 @@ class LinkStatus:
     failed_filters: dict[str, str] = field(default_factory=dict)
     """Topic filters that the broker refused to subscribe, and its reason in words (MQTT 5, 3.9.3)."""
     details: TransportStatus = TransportStatus()
+    packet_loss: float | None = None
+    """Percent of the packets that we sent over QUIC in the last minute that got lost; None: none was sent."""
     endpoint: EndpointStatus | None = None
     """None: the broker has only one."""
 

@@ -192,10 +192,6 @@ class TicketStore:
         if self._saving is not None:
             await asyncio.wait((self._saving,))
 
-    async def remove(self) -> None:
-        """Delete the file: the bridge is removed. Raises OSError."""
-        await asyncio.get_running_loop().run_in_executor(None, lambda: self._path.unlink(missing_ok=True))
-
     # The file
 
     def _save_soon(self) -> None:
