@@ -78,6 +78,8 @@ class Visitor:
 
     async def open(self, path: str) -> None:
         """Go to a page by its address."""
+        # A dialog that closes goes one step back by itself.
+        await self.page.wait_for_function("!history.state?.open")
         await self.page.goto(f"{self._url}{path}")
 
     async def open_integration(self) -> None:
@@ -212,6 +214,8 @@ class Visitor:
 
     async def picture_of_dialog(self, name: str) -> None:
         """Take a picture of the dialog for the documentation."""
+        # Nothing is to look hovered over.
+        await self.page.mouse.move(0, 0)
         await self._pictures.take(name, self._dialog.locator("dialog"))
 
     async def picture_of_page(self, name: str, *, height: int) -> None:
