@@ -1,7 +1,9 @@
 """Repair issues: there while something is to be mended, gone when it is."""
 
 from pathlib import Path
+import shutil
 
+from cryptography import x509
 from homeassistant.components.repairs import FlowType, repairs_flow_manager
 from homeassistant.const import STATE_OFF
 from homeassistant.core import HomeAssistant
@@ -11,6 +13,7 @@ from homeassistant.setup import async_setup_component
 import pytest
 from pytest_homeassistant_custom_component.common import MockConfigEntry
 
+from custom_components.quic_bridge.bridge.certificates import public_key_pin
 from custom_components.quic_bridge.bridge.status import Side
 from custom_components.quic_bridge.const import DOMAIN
 
@@ -253,3 +256,68 @@ async def test_verification_that_is_off(
         assert issue(hass, entry, "verification_off_remote") is None
         assert await hass.config_entries.async_unload(entry.entry_id)
         assert issue(hass, entry, "verification_off_local") is None
+
+
+# --- certificates that run out ----------------------------------------------------------------------------------------
+
+
+async def test_certificates_that_run_out(
+    hass: HomeAssistant,
+    local_broker: Mosquitto,
+    quic_front: Front,
+    certs: Certificates,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    entity_registry_enabled_by_default: None,
+) -> None:
+    """Told of in time, with the date and what to do; over when they are renewed, without a reconnect."""
+    monkeypatch.setattr("custom_components.quic_bridge.bridge.certificate_watch.LOOK_INTERVAL", 0.2)
+    quic_front.policy.client_ca_pem = certs.ca_pem
+    quic_front.renew(certs.expiring.cert_file, certs.expiring.key_file)
+    file, key = tmp_path / "client.pem", tmp_path / "client.key"
+    shutil.copy(certs.expiring_client.cert_file, file)
+    shutil.copy(certs.expiring_client.key_file, key)
+    remote = remote_data(quic_front.port, certs.ca_pem, certificate=str(file), private_key=str(key))
+    entry = bridge_entry(local_data(local_broker), remote)
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+
+    certificate = x509.load_pem_x509_certificate(certs.expiring.pem.encode())
+    until = certificate.not_valid_after_utc
+    said = placeholders(hass, entry, "certificate_expires_remote")
+    assert (said["date"], said["subject"]) == (f"{until:%Y-%m-%d}", "`CN=expiring`")
+    assert placeholders(hass, entry, "client_certificate_expires_remote")["subject"] == "`CN=expiring_client`"
+    found = issue(hass, entry, "certificate_expires_remote")
+    assert found is not None
+    assert not found.is_fixable
+    found = issue(hass, entry, "client_certificate_expires_remote")
+    assert found is not None
+    assert found.is_fixable
+    assert state(hass, entry, "remote_certificate_expires") == until.isoformat()
+    assert state(hass, entry, "remote_client_certificate_expires") != "unknown"
+    assert state(hass, entry, "local_certificate_expires") == "unknown"
+
+    quic_front.renew(certs.server.cert_file, certs.server.key_file)
+    shutil.copy(certs.client.cert_file, file)
+    shutil.copy(certs.client.key_file, key)
+    await wait_until(
+        lambda: (
+            issue(hass, entry, "certificate_expires_remote") is None
+            and issue(hass, entry, "client_certificate_expires_remote") is None
+        ),
+        what="the end of both issues",
+    )
+    assert state(hass, entry, "remote_reconnects") == "0"
+
+
+async def test_a_pinned_certificate_may_run_out(
+    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    certificate = x509.load_pem_x509_certificate(certs.expiring.pem.encode())
+    quic_front.renew(certs.expiring.cert_file, certs.expiring.key_file)
+    remote = remote_data(quic_front.port, None, verify=False, pins=[public_key_pin(certificate)])
+    entry = bridge_entry(local_data(local_broker), remote)
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    assert state(hass, entry, "remote_certificate_expires") == certificate.not_valid_after_utc.isoformat()
+    assert issue(hass, entry, "certificate_expires_remote") is None

@@ -286,7 +286,7 @@ def test_texts_of_values() -> None:
     assert below(f"{event}side.state.") == {side.value for side in Side}
     assert below(f"{event}reason.state.") == codes | {reason.value for reason in DropReason} | {PAUSED, ANSWERS_AGAIN}
     to_settings = {f"refused_{code}" for code in REFUSED_ERRORS - AUTHENTICATION_ERRORS}
-    to_settings |= {"refused_mqtt_credentials", "verification_off"}
+    to_settings |= {"refused_mqtt_credentials", "verification_off", "client_certificate_expires"}
     file_faults = {f"outbox_{fault}" for fault in (OutboxFault.CORRUPT, OutboxFault.TOO_NEW)}
     ways_out = {
         **{issue: {"abort.settings"} for issue in to_settings},
@@ -299,7 +299,7 @@ def test_texts_of_values() -> None:
     }
     issues = {
         f"{issue}.{part}"
-        for issue in {f"outbox_{fault}" for fault in OutboxFault} - file_faults
+        for issue in {f"outbox_{fault}" for fault in OutboxFault} - file_faults | {"certificate_expires"}
         for part in ("title", "description")
     }
     step = "step.confirm"

@@ -214,9 +214,25 @@ async def test_descriptions(hass: HomeAssistant, socket_enabled: None) -> None:
         "remote_address_changes": ("Remote address changes survived", diagnostic, None, total, "changes"),
         "remote_reconnects": ("Remote reconnects", diagnostic, None, total, "reconnects"),
         "remote_connected_since": ("Remote connected since", diagnostic, "uptime", None, None),
+        "remote_certificate_expires": ("Remote certificate valid until", diagnostic, "timestamp", None, None),
+        "remote_client_certificate_expires": (
+            "Remote client certificate valid until",
+            diagnostic,
+            "timestamp",
+            None,
+            None,
+        ),
         "remote_last_error": ("Remote last error", diagnostic, "enum", None, None),
         "local_reconnects": ("Local reconnects", diagnostic, None, total, "reconnects"),
         "local_connected_since": ("Local connected since", diagnostic, "uptime", None, None),
+        "local_certificate_expires": ("Local certificate valid until", diagnostic, "timestamp", None, None),
+        "local_client_certificate_expires": (
+            "Local client certificate valid until",
+            diagnostic,
+            "timestamp",
+            None,
+            None,
+        ),
         "local_last_error": ("Local last error", diagnostic, "enum", None, None),
     }
     found = {}

@@ -15,11 +15,13 @@ from homeassistant.helpers.issue_registry import (
     async_delete_issue,
     async_get,
 )
+from homeassistant.util import dt as dt_util
 
+from .bridge.certificates import is_due
 from .bridge.config import BrokerConfig
 from .bridge.errors import AUTHENTICATION_ERRORS, BridgeError, ErrorCode
 from .bridge.outbox_model import OutboxFault
-from .bridge.status import BridgeStatus, DropReason, LinkState, LinkStatus, OutboxStatus, Side
+from .bridge.status import BridgeStatus, CertificateStatus, DropReason, LinkState, LinkStatus, OutboxStatus, Side
 from .brokers import local_broker, outbox_path, remote_broker, uses_home_assistant_broker
 from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
 from .route_data import code, route_title
@@ -77,6 +79,7 @@ class BridgeIssues:
             self._follow_subscriptions(side, problems)
             self._follow_client_id(side, link)
             self._follow_verification(side)
+            self._follow_expiry(side, link)
 
     @callback
     def async_clear(self) -> None:
@@ -167,6 +170,27 @@ class BridgeIssues:
         else:
             self._hide(name)
 
+    def _follow_expiry(self, side: Side, link: LinkStatus) -> None:
+        """Show that a certificate is about to run out, in time to renew it."""
+        broker = self._broker(side)
+        # Where the key alone counts, the broker's certificate may be as old as it likes.
+        counts = broker is not None and (broker.tls is None or broker.tls.verify)
+        self._show_expiry(
+            f"certificate_expires_{side}", "certificate_expires", side, link.certificate if counts else None
+        )
+        self._show_expiry(
+            f"client_certificate_expires_{side}", "client_certificate_expires", side, link.client_certificate
+        )
+
+    def _show_expiry(self, name: str, translation_key: str, side: Side, certificate: CertificateStatus | None) -> None:
+        if certificate is None or not is_due(certificate.valid_from, certificate.valid_until, dt_util.utcnow()):
+            self._hide(name)
+            return
+        fix = Fix.SETTINGS if translation_key == "client_certificate_expires" else None
+        until = certificate.valid_until
+        details = {"subject": code(certificate.subject), "date": f"{until:%Y-%m-%d}"}
+        self._show(name, until, translation_key, side, fix, **details)
+
     def _broker(self, side: Side) -> BrokerConfig | None:
         if side is Side.REMOTE:
             return remote_broker(self._entry.data[CONF_REMOTE])
@@ -225,7 +249,7 @@ class BridgeIssues:
         """Hide what may be so again; one that was ignored stays, so that it is not shown again then."""
         issue = self._issue(name)
         if issue is not None and issue.dismissed_version is not None:
-            del self._shown[name]
+            self._shown.pop(name, None)
         else:
             self._hide(name)
 

@@ -19,7 +19,15 @@ from homeassistant.helpers.typing import StateType
 
 from .bridge.config import TransportKind
 from .bridge.errors import ErrorCode
-from .bridge.status import BridgeState, BridgeStatus, DirectionStatus, LinkState, Side, TransportStatus
+from .bridge.status import (
+    BridgeState,
+    BridgeStatus,
+    CertificateStatus,
+    DirectionStatus,
+    LinkState,
+    Side,
+    TransportStatus,
+)
 from .coordinator import QuicBridgeConfigEntry
 from .entity import QuicBridgeEntity, link_status
 
@@ -79,6 +87,10 @@ def _connected_since(side: Side) -> Callable[[BridgeStatus], datetime | None]:
         return link.connected_at if link.state is LinkState.CONNECTED else None
 
     return connected_since
+
+
+def _valid_until(certificate: CertificateStatus | None) -> datetime | None:
+    return None if certificate is None else certificate.valid_until
 
 
 def _round_trip(status: BridgeStatus) -> float | None:
@@ -277,6 +289,22 @@ def _link_sensors(side: Side) -> tuple[BridgeSensorDescription, ...]:
             device_class=SensorDeviceClass.UPTIME,
             entity_category=EntityCategory.DIAGNOSTIC,
             value_fn=_connected_since(side),
+        ),
+        BridgeSensorDescription(
+            key=f"{side}_certificate_expires",
+            translation_key=f"{side}_certificate_expires",
+            device_class=SensorDeviceClass.TIMESTAMP,
+            entity_category=EntityCategory.DIAGNOSTIC,
+            entity_registry_enabled_default=side is Side.REMOTE,
+            value_fn=lambda status: _valid_until(link_status(status, side).certificate),
+        ),
+        BridgeSensorDescription(
+            key=f"{side}_client_certificate_expires",
+            translation_key=f"{side}_client_certificate_expires",
+            device_class=SensorDeviceClass.TIMESTAMP,
+            entity_category=EntityCategory.DIAGNOSTIC,
+            entity_registry_enabled_default=False,
+            value_fn=lambda status: _valid_until(link_status(status, side).client_certificate),
         ),
         BridgeSensorDescription(
             key=f"{side}_last_error",

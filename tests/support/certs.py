@@ -108,12 +108,12 @@ class Authority:
         )
 
     def issue(
-        self, name: str, *, names: Sequence[str] = LOOPBACK_NAMES, client: bool = False, expired: bool = False
+        self, name: str, *, names: Sequence[str] = LOOPBACK_NAMES, client: bool = False, days: int = 90
     ) -> Certificate:
-        """Issue a server (or client) certificate into `name`.pem and `name`.key, valid now or expired yesterday."""
+        """Issue a server (or client) certificate into `name`.pem and `name`.key, valid for `days` more."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.now(UTC)
-        end = now - timedelta(days=1) if expired else now + timedelta(days=90)
+        end = now + timedelta(days=days)
         usage = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
         builder = self._builder(
             x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key, now - timedelta(days=365), end
@@ -145,7 +145,9 @@ class Certificates:
         self.folder = folder
         self.authority = Authority(folder)
         self.server = self.authority.issue("server")
-        self.expired = self.authority.issue("expired", expired=True)
+        self.expired = self.authority.issue("expired", days=-1)
+        self.expiring = self.authority.issue("expiring", days=10)
+        self.expiring_client = self.authority.issue("expiring_client", client=True, days=10)
         self.other_name = self.authority.issue("other_name", names=("broker.example.org",))
         self.client = self.authority.issue("client", client=True)
         self.other_authority = Authority(folder, "other_ca")

@@ -121,6 +121,10 @@ class Front:
             for side in self.broker_sides:
                 side.abort()
 
+    def renew(self, cert_file: Path, key_file: Path) -> None:
+        """Show another certificate to connections to come."""
+        self._configuration.load_cert_chain(cert_file, key_file)
+
     async def restart(self) -> None:
         """Come back on the same port after `die` or `stop`; connections and tickets of before are unknown."""
         await self.start()

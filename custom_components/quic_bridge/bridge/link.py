@@ -7,6 +7,7 @@ import logging
 from typing import Final
 
 from .backoff import Backoff
+from .certificate_watch import CertificateWatch
 from .config import BackoffConfig, BrokerConfig, FailoverConfig, TransportKind
 from .echoes import Echoes
 from .endpoints import Endpoints
@@ -84,6 +85,7 @@ class Link:
         self._session_present: bool | None = None
         self._failed_filters: dict[str, str] = {}
         self._details = TransportStatus()
+        self._certificates = CertificateWatch()
 
     @property
     def status(self) -> LinkStatus:
@@ -103,6 +105,8 @@ class Link:
             protocol="5" if self._version.protocol == MQTT_5 else "3.1.1",
             failed_filters=self._failed_filters,
             details=self._details,
+            certificate=self._certificates.theirs,
+            client_certificate=self._certificates.ours,
             endpoint=self._endpoints.status,
         )
 
@@ -186,8 +190,13 @@ class Link:
             presence=self._presence,
         )
         self._session = session
+        watch: asyncio.Task[None] | None = None
         try:
             await session.open()
+            self._certificates.take(transport.status)
+            watch = asyncio.create_task(
+                self._certificates.run(config, self._tell), name=f"quic_bridge {self.side} certificates"
+            )
             self._began = asyncio.get_running_loop().time()
             self._connected_at = _now()
             self._sessions += 1
@@ -225,6 +234,9 @@ class Link:
             self._session = None
             self._connected_at = None
             transport.abort()
+            if watch is not None:
+                watch.cancel()
+                await asyncio.wait((watch,))
 
     async def _hold(self, session: MqttSession) -> BridgeError:
         """Wait for the session's end; or end it in good order when a better endpoint has been good for a while."""

@@ -176,6 +176,10 @@ class LinkStatus:
     details: TransportStatus = TransportStatus()
     packet_loss: float | None = None
     """Percent of the packets that we sent over QUIC in the last minute that got lost; None: none was sent."""
+    certificate: CertificateStatus | None = None
+    """The broker's, as it was seen last; None: it was not seen yet, or there is no TLS."""
+    client_certificate: CertificateStatus | None = None
+    """Ours, as it was sent last."""
     endpoint: EndpointStatus | None = None
     """None: the broker has only one."""
 
