@@ -23,6 +23,7 @@ from .support.mosquitto import Mosquitto, MosquittoOptions
 from .support.packets import PacketType, Property, packet
 from .support.processes import wait_until
 from .support.quic_front import Front
+from .test_trust_flow import PASSWORD as KEY_PASSWORD, encrypted
 
 LOCAL_PASSWORD = "sesame-of-the-home"
 REMOTE_PASSWORD = "sesame-of-the-cloud"
@@ -96,7 +97,9 @@ async def test_no_secret_is_logged(
     result = await fill(hass, await begin(hass), {"mode": "home_assistant"})
     typed = remote_input(quic_front.port, certs.other_authority.pem, username="cloud", password=WRONG_PASSWORD)
     result = await fill(hass, result, typed)
-    assert result["errors"] == {"tls": "certificate_untrusted"}
+    assert result["step_id"] == "certificate"
+    result = await fill(hass, result, {"next_step_id": "back"})
+    assert result["step_id"] == "remote"
     typed = remote_input(quic_front.port, certs.ca_pem, username="cloud", password=WRONG_PASSWORD)
     result = await fill(hass, result, typed)
     assert result["errors"] == {"username": "not_authorized"}
@@ -176,8 +179,26 @@ async def test_no_secret_is_logged(
     await hass.async_block_till_done()
     await wait_running(hass, entry)
 
-    # Another local broker, with its password in the entry.
+    # A client certificate with an encrypted key, and logs for experts, early data and a fallback that answers not.
     context: ConfigFlowContext = {"source": SOURCE_RECONFIGURE, "entry_id": entry.entry_id}
+    result = await hass.config_entries.flow.async_init(DOMAIN, context=context)
+    result = await fill(hass, result, {"next_step_id": "remote"})
+    quic_front.policy.client_ca_pem = certs.ca_pem
+    mine = {"ca": certs.ca_pem, "verify": True, "certificate": certs.client.pem, "private_key": encrypted(certs.client)}
+    for password, error in ((WRONG_PASSWORD, "client_certificate_invalid"), (KEY_PASSWORD, None)):
+        typed = remote_input(quic_front.port, None, username="cloud", tls={**mine, "private_key_password": password})
+        result = await fill(hass, result, typed)
+        assert result.get("errors") == (None if error is None else {"tls": error})
+    assert result["reason"] == "reconfigure_successful"
+    options = {"expert": {"early_data": True, "qlog": True, "key_log": True}}
+    hass.config_entries.async_update_entry(entry, options=options)
+    await hass.async_block_till_done()
+    await wait_running(hass, entry)
+    entry.runtime_data.bridge.reconnect()
+    await wait_for_state(hass, entry, "remote_reconnects", "1")
+    await wait_running(hass, entry)
+
+    # Another local broker, with its password in the entry.
     result = await hass.config_entries.flow.async_init(DOMAIN, context=context)
     result = await fill(hass, result, {"next_step_id": "local"})
     result = await fill(hass, result, {"mode": "custom"})
@@ -185,17 +206,22 @@ async def test_no_secret_is_logged(
     assert result["reason"] == "reconfigure_successful"
     await hass.async_block_till_done()
     await wait_running(hass, entry)
+    key_logs = list(Path(hass.config.path()).rglob("*key*log*"))  # noqa: ASYNC240 # a moment, in a test
+    tls_secrets = {line.split()[-1] for path in key_logs if path.is_file() for line in path.read_text().splitlines()}
+    assert tls_secrets
     assert await hass.config_entries.async_remove(entry.entry_id)
 
     # It does tell what happens, beneath too.
     assert {"custom_components.quic_bridge.bridge.link", "quic"} <= {record.name for record in caplog.records}
-    key = certs.client.key_pem.splitlines()[1]
     secrets = {
         "local password": LOCAL_PASSWORD,
         "remote password": REMOTE_PASSWORD,
         "new password": NEW_PASSWORD,
         "wrong password": WRONG_PASSWORD,
         "payload": PAYLOAD.decode(),
-        "private key": key,
+        "private key": certs.client.key_pem.splitlines()[1],
+        "encrypted key": str(mine["private_key"]).splitlines()[1],
+        "its password": KEY_PASSWORD,
+        **{f"secret of TLS {number}": secret for number, secret in enumerate(tls_secrets)},
     }
     assert not traces(caplog.records, secrets)
