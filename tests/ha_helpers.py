@@ -82,6 +82,7 @@ def route_data(direction: str, topic_filter: str, **data: object) -> dict[str, A
         "retained": "once",
         "qos_0": "drop",
         "max_age": None,
+        "priority": "normal",
         "own_stream": False,
         "enabled": True,
         **data,

@@ -55,6 +55,7 @@ def fields(form: dict[str, Any]) -> list[str]:
                 "retained_messages.retained",
                 "outage",
                 "outage.qos_0",
+                "outage.priority",
                 "outage.max_age",
                 "transport",
                 "transport.own_stream",
@@ -91,7 +92,7 @@ async def test_change_a_route(hass: HomeAssistant, hass_client: ClientSessionGen
         "target": "over/{1}",
         "selection": {"max_qos": "1"},
         "retained_messages": {"retain": "never", "retained": "never"},
-        "outage": {"qos_0": "queue", "max_age": {"hours": 0, "minutes": 5, "seconds": 0}},
+        "outage": {"qos_0": "queue", "priority": "low", "max_age": {"hours": 0, "minutes": 5, "seconds": 0}},
         "transport": {"own_stream": True},
     }
     menu = await post(client, f"{SUBENTRIES}/{form['flow_id']}", **typed)

@@ -33,7 +33,7 @@ def route_input(direction: str, topic_filter: str, target: str | None = None, **
         **({} if target is None else {"target": target}),
         "selection": {"max_qos": "2", **sections.get("selection", {})},
         "retained_messages": {"retain": "as_published", "retained": "once", **sections.get("retained_messages", {})},
-        "outage": {"qos_0": "drop", **sections.get("outage", {})},
+        "outage": {"qos_0": "drop", "priority": "normal", **sections.get("outage", {})},
         "transport": {"own_stream": False, **sections.get("transport", {})},
     }
 

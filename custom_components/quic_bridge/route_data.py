@@ -8,12 +8,23 @@ from typing import Any, Final
 from homeassistant.config_entries import ConfigEntry
 from homeassistant.const import CONF_ENABLED, CONF_EXCLUDE, CONF_TARGET
 
-from .bridge.routes import Direction, Qos0Policy, RetainedAtConnect, RetainMode, Route, Router, hidden_routes, loop_of
+from .bridge.routes import (
+    Direction,
+    Priority,
+    Qos0Policy,
+    RetainedAtConnect,
+    RetainMode,
+    Route,
+    Router,
+    hidden_routes,
+    loop_of,
+)
 from .const import (
     CONF_DIRECTION,
     CONF_MAX_AGE,
     CONF_MAX_QOS,
     CONF_OWN_STREAM,
+    CONF_PRIORITY,
     CONF_QOS_0,
     CONF_RETAIN,
     CONF_RETAINED,
@@ -33,6 +44,7 @@ _KINDS: Final[dict[str, Callable[[Any], object]]] = {
     CONF_RETAINED: RetainedAtConnect,
     CONF_QOS_0: Qos0Policy,
     CONF_MAX_AGE: lambda age: age,
+    CONF_PRIORITY: Priority,
     CONF_OWN_STREAM: bool,
 }
 """What the values of a subentry's data become; the keys are the names of the route's attributes."""
@@ -59,6 +71,7 @@ def route_to_data(route: Route, *, enabled: bool = True) -> dict[str, Any]:
         CONF_RETAINED: route.retained.value,
         CONF_QOS_0: route.qos_0.value,
         CONF_MAX_AGE: route.max_age,
+        CONF_PRIORITY: route.priority.value,
         CONF_OWN_STREAM: route.own_stream,
         CONF_ENABLED: enabled,
     }

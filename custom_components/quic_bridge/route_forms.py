@@ -20,7 +20,7 @@ from homeassistant.helpers.selector import (
 )
 import probatio
 
-from .bridge.routes import Direction, Qos0Policy, RetainedAtConnect, RetainMode, Route
+from .bridge.routes import Direction, Priority, Qos0Policy, RetainedAtConnect, RetainMode, Route
 from .bridge.topics import covers, validate_filter
 from .const import (
     CONF_COMMANDS,
@@ -28,6 +28,7 @@ from .const import (
     CONF_MAX_AGE,
     CONF_MAX_QOS,
     CONF_OWN_STREAM,
+    CONF_PRIORITY,
     CONF_QOS_0,
     CONF_RETAIN,
     CONF_RETAINED,
@@ -83,6 +84,7 @@ ROUTE_SCHEMA: Final = probatio.Schema(
         probatio.Required(SECTION_OUTAGE): _section(
             {
                 probatio.Required(CONF_QOS_0, default=Qos0Policy.DROP.value): _select(_values(Qos0Policy), "qos_0"),
+                probatio.Required(CONF_PRIORITY, default=Priority.NORMAL.value): _select(_values(Priority), "priority"),
                 probatio.Optional(CONF_MAX_AGE): DurationSelector(DurationSelectorConfig(enable_day=True)),
             }
         ),
@@ -122,6 +124,7 @@ def route_from_form(route_id: str, user_input: Mapping[str, Any]) -> Route:
         retained=RetainedAtConnect(retained[CONF_RETAINED]),
         qos_0=Qos0Policy(outage[CONF_QOS_0]),
         max_age=age or None,
+        priority=Priority(outage[CONF_PRIORITY]),
         own_stream=user_input[SECTION_TRANSPORT][CONF_OWN_STREAM],
     )
     if (problem := _problem(route)) is not None:
@@ -146,7 +149,7 @@ def _error_placeholders(route: Route) -> dict[str, str]:
 
 def route_to_form(route: Route, *, enabled: bool) -> dict[str, Any]:
     """Return what the form shows of a stored route."""
-    outage: dict[str, Any] = {CONF_QOS_0: route.qos_0.value}
+    outage: dict[str, Any] = {CONF_QOS_0: route.qos_0.value, CONF_PRIORITY: route.priority.value}
     if route.max_age is not None:
         age = timedelta(seconds=route.max_age)
         minutes, seconds = divmod(age.seconds, 60)

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from custom_components.quic_bridge.bridge.outbox import Outbox, OutboxMessage, OutboxRescue, OutboxRow
+from custom_components.quic_bridge.bridge.outbox import Outbox, OutboxMessage, OutboxPriority, OutboxRescue, OutboxRow
 
 
 class Clock:
@@ -37,6 +37,7 @@ def message(
     replaces_topic: bool = False,
     needs_receipt: bool = False,
     released: bool = False,
+    priority: OutboxPriority = OutboxPriority.NORMAL,
 ) -> OutboxMessage:
     """Make a message whose packet says which one it is; `size` counts what follows the number."""
     return OutboxMessage(
@@ -49,6 +50,7 @@ def message(
         replaces_topic=replaces_topic,
         needs_receipt=needs_receipt,
         released=released,
+        priority=priority,
     )
 
 
@@ -74,9 +76,10 @@ def size(path: Path) -> int:
 
 
 async def everything(outbox: Outbox) -> list[OutboxRow]:
-    """Hand out all rows in portions."""
+    """Hand out all rows in portions, from the start."""
+    outbox.rewind()
     rows: list[OutboxRow] = []
-    while portion := await outbox.peek(rows[-1].seq if rows else 0, 700, 1_000_000):
+    while portion := await outbox.peek(700, 1_000_000):
         rows += portion
     return rows
 
@@ -98,7 +101,7 @@ async def reopened(path: Path) -> tuple[list[OutboxRow], OutboxRescue | None, in
     if opened.rescue is not None:
         rescues.append(opened.rescue)
     await outbox.append([message(7_777_777)])
-    assert number((await outbox.peek(rows[-1].seq if rows else 0, 1, 1))[0].packet) == 7_777_777
+    assert number((await outbox.peek(1, 1))[0].packet) == 7_777_777
     await outbox.close()
     return rows, rescues[-1] if rescues else None, len(rescues)
 

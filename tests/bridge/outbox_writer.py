@@ -49,7 +49,8 @@ async def write(path: Path, log: int, seed: int, first: int) -> None:
             note("A", (first, count, result.seqs[0]))
             first += count
             continue
-        rows = await outbox.peek(0, random.randint(1, 80), 1_000_000)
+        outbox.rewind()
+        rows = await outbox.peek(random.randint(1, 80), 1_000_000)
         if random.random() < 0.5:
             some = [row.seq for row in rows if row.qos == 2 and not row.released]
             note("m", some)

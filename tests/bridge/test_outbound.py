@@ -7,7 +7,7 @@ import pytest
 
 from custom_components.quic_bridge.bridge.bridge import Bridge
 from custom_components.quic_bridge.bridge.config import BackoffConfig, BridgeConfig, BrokerConfig, OutboxConfig
-from custom_components.quic_bridge.bridge.routes import Direction, Route
+from custom_components.quic_bridge.bridge.routes import Direction, Priority, Route
 from custom_components.quic_bridge.bridge.status import BridgeState, DropReason
 
 from ..support.packets import PacketType, Publish
@@ -24,6 +24,10 @@ class Scene:
         self.local_broker = local
         self.remote_broker = remote
         self.path = path
+        self.routes: tuple[Route, ...] = (
+            Route(id="1", direction=Direction.BOTH, topic_filter="t/#"),
+            Route(id="2", direction=Direction.BOTH, topic_filter="barrier"),
+        )
         self.bridge = self.make()
 
     def make(self) -> Bridge:
@@ -34,10 +38,7 @@ class Scene:
 
         config = BridgeConfig(
             remote=broker("remote", self.remote_broker.port),
-            routes=(
-                Route(id="1", direction=Direction.BOTH, topic_filter="t/#"),
-                Route(id="2", direction=Direction.BOTH, topic_filter="barrier"),
-            ),
+            routes=self.routes,
             backoff=BackoffConfig(base=0.01, cap=0.05),
             outbox=OutboxConfig(path=self.path, delay=0.0),
         )
@@ -262,3 +263,94 @@ async def test_a_release_from_before_a_restart_is_taken_over(scene: Scene) -> No
     await remote.expect(PUBREL, 7)
     remote.ack(PUBCOMP, 7, 0x92)
     assert (await remote.receive_publish()).payload == b"1"
+
+
+def routes(**priorities: Priority) -> tuple[Route, ...]:
+    """One route for each priority, and that of the barrier."""
+    return (
+        Route(id="barrier", direction=Direction.BOTH, topic_filter="barrier"),
+        *(
+            Route(id=name, direction=Direction.BOTH, topic_filter=f"{name}/#", priority=priority)
+            for name, priority in priorities.items()
+        ),
+    )
+
+
+PRIORITIES = routes(low=Priority.LOW, some=Priority.NORMAL, high=Priority.HIGH)
+EXCHANGED = routes(low=Priority.HIGH, some=Priority.NORMAL, high=Priority.LOW)
+
+
+async def fill(scene: Scene, local: ScriptedConnection, start: int, *topics: str) -> None:
+    """Have messages put on disk, numbered from `start`, QoS 1."""
+    for number, topic in enumerate(topics, start):
+        local.publish(topic, b"%d" % number, mid=number)
+        await local.expect(PUBACK, number)
+
+
+async def drained(remote: ScriptedConnection, number: int) -> list[bytes]:
+    """Acknowledge so many messages; returns their payloads."""
+    payloads = []
+    for _ in range(number):
+        message = await remote.receive_publish()
+        payloads.append(message.payload)
+        remote.ack(PUBACK, message.packet_id)
+    return payloads
+
+
+async def test_priorities_go_first_and_topics_keep_their_order(scene: Scene) -> None:
+    """What was under way when the remote went comes before all."""
+    scene.routes = PRIORITIES
+    scene.bridge = scene.make()
+    local, remote = await scene.connect()
+    local.publish("low/a", b"0", mid=100)
+    await remote.receive_publish()
+    await scene.outage(remote)
+    await local.expect(PUBACK, 100)
+    await fill(scene, local, 1, "low/a", "some/a", "high/a", "low/a", "some/b", "high/a")
+    remote = await scene.remote_back()
+    assert await drained(remote, 7) == [b"0", b"3", b"6", b"2", b"5", b"1", b"4"]
+    await wait_until(lambda: scene.stored() == 0 and not scene.bridge.status.outbound.waiting)
+    # and direct again, in the order in which they come
+    for topic in ("low/a", "high/a"):
+        local.publish(topic, topic.encode(), mid=9)
+        assert await drained(remote, 1) == [topic.encode()]
+        await local.expect(PUBACK, 9)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["changed", "changed-while-away"])
+async def test_priorities_that_change_while_messages_wait(scene: Scene, *, restarted: bool) -> None:
+    """New messages come behind all that wait: none passes an earlier one of its topic. And so over a restart."""
+    scene.routes = PRIORITIES
+    scene.bridge = scene.make()
+    local, remote = await scene.connect()
+    await scene.outage(remote)
+    await fill(scene, local, 1, "low/a", "high/a")
+    scene.routes = EXCHANGED
+    if restarted:
+        local = await scene.restart()
+    else:
+        await scene.bridge.apply_routes(EXCHANGED)
+    await fill(scene, local, 3, "low/a", "high/a")
+    scene.routes = PRIORITIES  # back again: what waits is in disorder all the same
+    local = await scene.restart()
+    await fill(scene, local, 5, "high/a", "low/a")
+    remote = await scene.remote_back()
+    assert await drained(remote, 6) == [b"2", b"1", b"3", b"4", b"5", b"6"]
+    await wait_until(lambda: scene.stored() == 0 and not scene.bridge.status.outbound.waiting)
+    # With the file empty, priorities count again.
+    await scene.outage(remote)
+    await fill(scene, local, 7, "low/a", "high/a")
+    remote = await scene.remote_back()
+    assert await drained(remote, 2) == [b"8", b"7"]
+
+
+async def test_priorities_outlast_a_restart(scene: Scene) -> None:
+    scene.routes = PRIORITIES
+    scene.bridge = scene.make()
+    local, remote = await scene.connect()
+    await scene.outage(remote)
+    await fill(scene, local, 1, "low/a", "high/a")
+    local = await scene.restart()
+    await fill(scene, local, 3, "low/a", "high/a")
+    remote = await scene.remote_back()
+    assert await drained(remote, 4) == [b"2", b"4", b"1", b"3"]

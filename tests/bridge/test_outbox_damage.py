@@ -24,7 +24,7 @@ async def filled(path: Path, count: int) -> None:
     outbox = Outbox(path, clock=Clock())
     await outbox.open()
     await outbox.append([numbered(n) for n in range(count)])
-    await outbox.peek(0, 10, 1_000_000)
+    await outbox.peek(10, 1_000_000)
     await outbox.close()
 
 
@@ -148,7 +148,7 @@ async def test_damage_while_it_is_open_is_mended_on_the_way(path: Path) -> None:
     await outbox.open()
     for start in range(0, 5000, 500):
         await outbox.append([numbered(n) for n in range(start, start + 500)])
-    first = await outbox.peek(0, 10, 1_000_000)
+    first = await outbox.peek(10, 1_000_000)
     # Out of the log and out of SQLite's cache.
     db = outbox._store._ledger.db
     db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -195,8 +195,8 @@ async def test_rescue_on_a_full_disk_waits_for_space(tmp_path: Path) -> None:
         assert opened.rescue is None
         for _ in range(2):
             with pytest.raises(OutboxError) as caught:
-                await outbox.peek(0, 1000, 10_000_000)
+                await outbox.peek(1000, 10_000_000)
             assert caught.value.fault is OutboxFault.DISK_FULL
         enlarge(folder)
-        assert numbers(await outbox.peek(0, 1000, 10_000_000)) == [n for n in range(600) if n != 300]
+        assert numbers(await outbox.peek(1000, 10_000_000)) == [n for n in range(600) if n != 300]
         await outbox.close()

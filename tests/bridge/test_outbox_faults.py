@@ -154,7 +154,7 @@ async def test_torn_log_holds_whole_batches(outbox: Outbox, path: Path, tmp_path
         count = random.randint(1, 40)
         await outbox.append([numbered(n) for n in range(ends[-1], ends[-1] + count)])
         ends.append(ends[-1] + count)
-    await outbox.delete([row.seq for row in await outbox.peek(0, 30, 10_000_000)])
+    await outbox.delete([row.seq for row in await outbox.peek(30, 10_000_000)])
     seen = set[int]()
     for turn in range(25):
         copy = copy_files(path, tmp_path / str(turn))

@@ -22,11 +22,14 @@ from custom_components.quic_bridge.bridge.outbox import (
     OutboxLimits,
     OutboxMessage,
     OutboxPolicy,
+    OutboxPriority,
     OutboxRow,
 )
 
 from .outbox_support import Clock, copy_files
 
+FIRSTS: Final = {OutboxPriority.HIGH: 2**60, OutboxPriority.NORMAL: 1, OutboxPriority.LOW: 2**61}
+"""The first place of each priority, in the order in which they are handed out."""
 MAX_MESSAGES: Final = 8
 MAX_BYTES: Final = 400
 MAX_AGE: Final = 60.0
@@ -44,6 +47,11 @@ class Row:
     released: bool = False
 
     @property
+    def lane(self) -> OutboxPriority:
+        """Which queue it is in."""
+        return max((lane for lane, first in FIRSTS.items() if first <= self.seq), key=FIRSTS.__getitem__)
+
+    @property
     def size(self) -> int:
         """Bytes that count."""
         return 0 if self.released else len(self.message.packet)
@@ -55,15 +63,16 @@ class Model:
     def __init__(self, policy: OutboxPolicy) -> None:
         self.policy = policy
         self.rows: list[Row] = []
+        """By their places."""
         self.still_in_file: list[Row] = []
         """Deleted, but not in the file yet."""
         self.receipts: set[int] = set()
         self.dropped: Counter[OutboxDrop] = Counter()
-        self.next_seq = 1
+        self.next_seq = dict(FIRSTS)
         self.last_mid = 0
-        self.sent_upto = 0
-        self.source_from = 0
-        self.handed_out = 0
+        self.sent_upto = {lane: first - 1 for lane, first in FIRSTS.items()}
+        self.source_from = dict(self.sent_upto)
+        self.handed_out = dict(self.sent_upto)
 
     @property
     def messages(self) -> list[Row]:
@@ -73,13 +82,34 @@ class Model:
     def _drop(self, row: Row, reason: OutboxDrop) -> None:
         self.dropped[reason] += 1
         place = self.rows.index(row)
-        if row.message.qos == 2 and row.seq <= self.sent_upto:
+        if row.message.qos == 2 and self.sent(row):
             self.rows[place] = replace(row, released=True)
         else:
             del self.rows[place]
 
+    def sent(self, row: Row) -> bool:
+        """Whether the remote may have it."""
+        return row.seq <= self.sent_upto[row.lane]
+
+    def out(self, row: Row) -> bool:
+        """Whether it is handed out."""
+        return row.seq <= self.handed_out[row.lane]
+
     def _droppable(self) -> list[Row]:
-        return [row for row in self.messages if row.seq > self.handed_out]
+        """Those that may go, the least important and of these the oldest first."""
+        return sorted((row for row in self.messages if not self.out(row)), key=lambda row: (-row.lane, row.seq))
+
+    def peek(self, count: int, size: int) -> list[Row]:
+        """Hand out."""
+        inside = [row for row in self.rows if not self.out(row)]
+        # Of what was sent the normal lane is the first, and its places are the lowest.
+        inside.sort(key=lambda row: (not self.sent(row), 0 if self.sent(row) else row.lane, row.seq))
+        found: list[Row] = []
+        for row in inside[:count]:
+            if found and sum(row.size for row in found) + row.size > size:
+                break
+            found.append(row)
+        return found
 
     def expire(self, now: float) -> None:
         """Drop what is too old."""
@@ -107,20 +137,23 @@ class Model:
                     return taken
             for row in replaced:
                 self._drop(row, OutboxDrop.REPLACED)
-            before = (self.sent_upto, self.last_mid)
-            row = Row(self.next_seq, self._mid(message), message.sent_mid is not None, message, now, message.released)
-            self.next_seq += 1
+            lane = message.priority if message.sent_mid is None else OutboxPriority.NORMAL
+            before = (self.sent_upto[lane], self.last_mid)
+            seq = self.next_seq[lane]
+            row = Row(seq, self._mid(message), message.sent_mid is not None, message, now, message.released)
+            self.next_seq[lane] += 1
             self.rows.append(row)
+            self.rows.sort(key=lambda row: row.seq)
             if message.needs_receipt:
                 self.receipts.add(message.source_mid)
             if message.sent_mid is not None:
-                self.sent_upto = row.seq
+                self.sent_upto[lane] = row.seq
             if not row.released and message.expires_at is not None and message.expires_at <= now:
                 self._drop(row, OutboxDrop.EXPIRED)
             elif not row.released and size > MAX_BYTES:
                 self._drop(row, OutboxDrop.FULL_BYTES)
-            if self.next_seq - 1 not in [row.seq for row in self.rows]:
-                self.sent_upto, self.last_mid = before
+            if seq not in [row.seq for row in self.rows]:
+                self.sent_upto[lane], self.last_mid = before
         if self.policy is OutboxPolicy.DROP_OLDEST:
             for row in self._droppable():
                 if len(self.messages) > MAX_MESSAGES:
@@ -139,11 +172,21 @@ class Model:
 
     def restart(self) -> None:
         """What a new process knows."""
-        self.handed_out = 0
+        self.rewind()
         self.dropped.clear()
-        self.next_seq = max([self.sent_upto, self.source_from, *(row.seq for row in self.rows)]) + 1
-        counted = [row.mid for row in self.rows if not row.given and row.message.qos]
-        self.last_mid = counted[-1] if counted else 0
+        for lane in FIRSTS:
+            places = [row.seq for row in self.rows if row.lane == lane]
+            self.next_seq[lane] = max([self.sent_upto[lane], self.source_from[lane], *places]) + 1
+        counted = [
+            (row.created_at, row.mid)
+            for lane in FIRSTS
+            for row in [row for row in self.rows if row.lane == lane and not row.given and row.message.qos][-1:]
+        ]
+        self.last_mid = max(counted)[1] if counted else 0
+
+    def rewind(self) -> None:
+        """Nothing is handed out any more."""
+        self.handed_out = {lane: first - 1 for lane, first in FIRSTS.items()}
 
     def crash(self) -> None:
         """What was not in the file never happened."""
@@ -164,6 +207,7 @@ class Draft:
     replaces_topic: bool
     receipt: bool
     released: bool
+    priority: OutboxPriority
 
 
 CHOICES: Final = (
@@ -175,6 +219,7 @@ CHOICES: Final = (
     (False, False, True),
     (False, True),
     (False, False, True),
+    (OutboxPriority.NORMAL, *OutboxPriority),
 )
 DRAFTS: Final = st.builds(Draft, *(st.sampled_from(choices) for choices in CHOICES))
 
@@ -239,36 +284,32 @@ class OutboxMachine(RuleBasedStateMachine):
                     source_mid=self.count % 65_535 + 1,
                     sent_mid=sent_mid,
                     expires_at=None if draft.lifetime is None else self.clock.now + draft.lifetime,
+                    priority=draft.priority,
                     replaces_topic=draft.replaces_topic,
                     needs_receipt=draft.qos == 2 and draft.receipt,
                     released=draft.qos == 2 and sent_mid is not None and draft.released,
                 )
             )
         before = self.model.dropped.copy()
-        first = self.model.next_seq
         taken = self.model.append(batch, self.clock.now)
         result = self.do(self.outbox.append(batch))
-        assert result.seqs == range(first, first + taken)
+        assert len(result.seqs) == taken
         assert result.refused == len(batch) - taken
         assert result.dropped == self.model.dropped - before
 
     @rule(after=st.booleans(), count=st.integers(1, 6), size=st.sampled_from((1, 150, 10_000)))
     def peek(self, after: bool, count: int, size: int) -> None:
         """Hand out."""
-        start = self.model.handed_out if after else 0
+        if not after:
+            self.rewind()
         self.model.still_in_file.clear()
         self.model.expire(self.clock.now)
-        expected: list[Row] = []
-        for row in self.model.rows:
-            if row.seq > start and len(expected) < count:
-                if expected and sum(row.size for row in expected) + row.size > size:
-                    break
-                expected.append(row)
-        rows = self.do(self.outbox.peek(start, count, size))
+        expected = self.model.peek(count, size)
+        rows = self.do(self.outbox.peek(count, size))
         assert rows == [self.expected(row) for row in expected]
-        if expected:
-            self.model.sent_upto = max(self.model.sent_upto, expected[-1].seq)
-            self.model.handed_out = max(self.model.handed_out, expected[-1].seq)
+        for row in expected:
+            self.model.sent_upto[row.lane] = max(self.model.sent_upto[row.lane], row.seq)
+            self.model.handed_out[row.lane] = row.seq
 
     def expected(self, row: Row) -> OutboxRow:
         """Return what `peek` is to give."""
@@ -281,14 +322,14 @@ class OutboxMachine(RuleBasedStateMachine):
             topic="" if released else one.topic,
             created_at=row.created_at,
             expires_at=None if released else one.expires_at,
-            sent=row.seq <= self.model.sent_upto,
+            sent=self.model.sent(row),
             released=released,
         )
 
     @rule(chosen=st.sets(st.integers(0, 7)), fails=st.booleans())
     def delete(self, chosen: set[int], fails: bool) -> None:
         """Some of what is handed out; sometimes the file cannot be written."""
-        gone = [row for n, row in enumerate(self.model.rows) if n in chosen and row.seq <= self.model.handed_out]
+        gone = [row for n, row in enumerate(self.model.rows) if n in chosen and self.model.out(row)]
         self.model.rows = [row for row in self.model.rows if row not in gone]
         self.model.still_in_file = [*self.model.still_in_file, *gone] if fails else []
         self.writable(not fails)
@@ -298,7 +339,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule(chosen=st.sets(st.integers(0, 7)), fails=st.booleans())
     def mark_received(self, chosen: set[int], fails: bool) -> None:
         """Some of what is handed out."""
-        rows = [row for n, row in enumerate(self.model.rows) if n in chosen and row.seq <= self.model.handed_out]
+        rows = [row for n, row in enumerate(self.model.rows) if n in chosen and self.model.out(row)]
         rows = [row for row in rows if row.message.qos == 2 and not row.released]
         seqs = [row.seq for row in rows]
         if fails and rows:
@@ -342,7 +383,7 @@ class OutboxMachine(RuleBasedStateMachine):
         self.do(self.outbox.forget_local_session())
         self.model.still_in_file.clear()
         self.model.receipts.clear()
-        self.model.source_from = self.model.next_seq - 1
+        self.model.source_from = {lane: place - 1 for lane, place in self.model.next_seq.items()}
         self.model.rows = [
             replace(row, message=replace(row.message, source_mid=0, needs_receipt=False)) for row in self.model.rows
         ]
@@ -351,7 +392,7 @@ class OutboxMachine(RuleBasedStateMachine):
     def rewind(self) -> None:
         """The remote is lost."""
         self.outbox.rewind()
-        self.model.handed_out = 0
+        self.model.rewind()
 
     @rule(seconds=st.sampled_from((1.0, 9.0, 30.0)))
     def wait(self, seconds: float) -> None:
@@ -390,7 +431,7 @@ class OutboxMachine(RuleBasedStateMachine):
         model, outbox = self.model, self.outbox
         assert outbox.messages == len(model.messages)
         assert outbox.bytes == sum(row.size for row in model.rows)
-        assert outbox.oldest == (model.messages[0].created_at if model.messages else None)
+        assert outbox.oldest == min((row.created_at for row in model.messages), default=None)
         assert outbox.is_empty == (not model.rows)
         assert outbox.receipts == model.receipts
         assert outbox.dropped == +model.dropped

@@ -36,7 +36,13 @@ class OutboundForwarder(Forwarder, SpoolOwner):
         super().__init__(direction, router, on_drop, guard)
         self._delay = config.delay
         self._spool = Spool(config, self, changed)
+        self._spool.set_order(router.order)
         self._takeover: asyncio.TimerHandle | None = None
+
+    @override
+    def reroute(self, router: Router) -> None:
+        super().reroute(router)
+        self._spool.set_order(router.order)
 
     async def start(self) -> None:
         """Open the Outbox. Before the first message: it must not pass those that wait in the file."""

@@ -26,6 +26,7 @@ from .outbox_model import (
     OutboxMessage,
     OutboxOpened,
     OutboxPolicy,
+    OutboxPriority,
     OutboxRescue,
     OutboxRow,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "OutboxMessage",
     "OutboxOpened",
     "OutboxPolicy",
+    "OutboxPriority",
     "OutboxRescue",
     "OutboxRow",
 ]
@@ -110,6 +112,16 @@ class Outbox:
         """Messages dropped since this object was made, by whatever method found them."""
         return self._store.figures.dropped
 
+    @property
+    def order(self) -> int | None:
+        """What was noted with `note_order`; None: nothing."""
+        return self._store.figures.order
+
+    @property
+    def blocked(self) -> bool:
+        """Rows are left that `peek` gives only when some that are out have been deleted: they share an identifier."""
+        return self._store.figures.blocked
+
     def may_have_been_sent(self, mid: int) -> bool:
         """Tell whether a message that the local broker sends again may be known to the remote under its own `mid`.
 
@@ -139,13 +151,20 @@ class Outbox:
         """
         return await self._run(lambda: self._checked().append(messages))
 
-    async def peek(self, after_seq: int, limit_messages: int, limit_bytes: int) -> list[OutboxRow]:
-        """Return the first rows after `after_seq` (0: from the start), at least one if there is one.
+    async def peek(self, limit_messages: int, limit_bytes: int) -> list[OutboxRow]:
+        """Return the next rows, at least one if there is one: first what may have been sent before, then by priority.
 
         They count as out for sending until they are deleted or `rewind` is called: bounds leave them alone. What has
         expired is dropped and not returned. Works on a full disk, too. Raises OutboxError.
         """
-        return await self._run(lambda: self._checked().peek(after_seq, limit_messages, limit_bytes))
+        return await self._run(lambda: self._checked().peek(limit_messages, limit_bytes))
+
+    async def note_order(self, order: int) -> None:
+        """Remember by which order of routes messages have their priorities, until another is noted.
+
+        Raises OutboxError.
+        """
+        await self._run(lambda: self._checked().note_order(order))
 
     async def mark_received(self, seqs: Collection[int]) -> None:
         """Note that PUBREC has come for QoS 2 rows. When this returns, and not before, PUBREL may be sent.
@@ -172,7 +191,7 @@ class Outbox:
         if self._lock.locked():
             self._rewind = True
         else:
-            self._store.handed_out = 0
+            self._store.rewind()
 
     async def expire(self) -> Mapping[OutboxDrop, int]:
         """Drop what is older than the limit or its own expiry; return how many, by reason. Raises OutboxError.
@@ -253,7 +272,7 @@ class Outbox:
     def _finished[T](self, future: asyncio.Future[T]) -> None:
         if self._rewind:
             self._rewind = False
-            self._store.handed_out = 0
+            self._store.rewind()
         rescue = self._store.take_rescue()
         self._lock.release()
         if not future.cancelled():

@@ -5,6 +5,7 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 import errno
 from itertools import batched
+import logging
 import os
 from pathlib import Path
 import sqlite3
@@ -12,7 +13,9 @@ import struct
 from typing import Final
 import zlib
 
-from .outbox_model import MAX_MID, OutboxError, OutboxFault, OutboxRescue
+from .outbox_model import MAX_MID, OutboxError, OutboxFault, OutboxPriority, OutboxRescue
+
+_LOGGER = logging.getLogger(__name__)
 
 type Row = tuple[int, int, int, int, int, int, int, int, float, float | None, int, bytes, bytes]
 """A row of `messages`, in the order of COLUMNS."""
@@ -24,6 +27,16 @@ _VALUES: Final = f"INTO messages ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)"
 INSERT: Final = f"INSERT {_VALUES}"
 REPLACE: Final = f"REPLACE {_VALUES}"
 MAX_SEQ: Final = 2**62
+LANES: Final = {
+    OutboxPriority.HIGH: range(2**60, 2**61),
+    OutboxPriority.NORMAL: range(2**60),
+    OutboxPriority.LOW: range(2**61, MAX_SEQ),
+}
+"""The places of each priority, in the order in which they are handed out. The normal ones are those of all earlier
+versions, to which a file with the others is a queue as any."""
+_ORDER_ROW: Final = 3
+"""Row of `state` beside those of the lanes, which have the number of their priority; but normal has 0, as ever."""
+STATE_ROWS: Final = {OutboxPriority.NORMAL: 0, OutboxPriority.HIGH: 1, OutboxPriority.LOW: 2}
 
 _APPLICATION_ID: Final = int.from_bytes(b"QBox")
 _VERSION: Final = 1
@@ -49,8 +62,9 @@ _SCHEMA: Final = (
     "CREATE INDEX messages_latest ON messages (topic) WHERE latest = 1",
     "CREATE INDEX messages_expiry ON messages (expires_at) WHERE expires_at IS NOT NULL",
     "CREATE TABLE receipts (mid INTEGER PRIMARY KEY) STRICT",
-    # sent_upto: rows up to this one may have been sent to the remote. source_from: rows up to this one came from an
-    # earlier session of the local broker, so their source_mid means nothing any more.
+    # A row for each lane (0 is always there). sent_upto: rows up to this one may have been sent to the remote.
+    # source_from: rows up to this one came from an earlier session of the local broker, so their source_mid means
+    # nothing any more. One row more has in sent_upto by which order of routes the lanes were filled.
     "CREATE TABLE state (id INTEGER PRIMARY KEY, sent_upto INTEGER NOT NULL, source_from INTEGER NOT NULL) STRICT",
     "INSERT INTO state VALUES (0, 0, 0)",
     f"PRAGMA application_id = {_APPLICATION_ID}",
@@ -97,6 +111,40 @@ _OS_FAULTS: Final = {
 
 class DamagedError(Exception):
     """The file can be read as a database, but what is in it is not what was written."""
+
+
+def lane_of(seq: int) -> OutboxPriority:
+    """Return the lane of a row."""
+    if seq < LANES[OutboxPriority.HIGH].start:
+        return OutboxPriority.NORMAL
+    return OutboxPriority.HIGH if seq < LANES[OutboxPriority.LOW].start else OutboxPriority.LOW
+
+
+def read_state(db: sqlite3.Connection) -> tuple[dict[OutboxPriority, tuple[int, int]], int | None]:
+    """Return sent_upto and source_from of each lane, and the order of routes, if it was noted. Raises DamagedError."""
+    found = {row[0]: (row[1], row[2]) for row in db.execute("SELECT id, sent_upto, source_from FROM state")}
+    if 0 not in found or not all(
+        isinstance(value, int) and 0 <= value < MAX_SEQ for values in found.values() for value in values
+    ):
+        raise DamagedError("the state is damaged")
+    marks = {}
+    for lane, places in LANES.items():
+        start = places.start - 1 if places.start else 0
+        sent_upto, source_from = found.get(STATE_ROWS[lane], (start, start))
+        if sent_upto >= places.stop or source_from >= places.stop:
+            raise DamagedError("the state is damaged")
+        marks[lane] = max(sent_upto, start), max(source_from, start)
+    return marks, found[_ORDER_ROW][0] if _ORDER_ROW in found else None
+
+
+def write_state(db: sqlite3.Connection, lane: OutboxPriority, sent_upto: int, source_from: int) -> None:
+    """Note what is known of a lane."""
+    db.execute("REPLACE INTO state VALUES (?, ?, ?)", (STATE_ROWS[lane], sent_upto, source_from))
+
+
+def write_order(db: sqlite3.Connection, order: int) -> None:
+    """Note by which order of routes the lanes are filled."""
+    db.execute("REPLACE INTO state VALUES (?, ?, 0)", (_ORDER_ROW, order))
 
 
 @contextmanager
@@ -239,17 +287,20 @@ def remove(path: Path) -> None:
 def _copy(old: sqlite3.Connection, new: sqlite3.Connection) -> tuple[int, int, bool]:
     """Return how many rows were copied, how many were damaged, and whether the receipts are lost."""
     damaged: set[int] = set()
-    rows = last = 0
+    rows = 0
+    last: dict[OutboxPriority, int] = {}
     for batch in batched(_readable_rows(old, damaged), _RESCUE_BATCH, strict=False):
         new.execute("BEGIN IMMEDIATE")
         new.executemany(INSERT, batch)
         new.execute("COMMIT")
         rows += len(batch)
-        last = batch[-1][0]
+        last |= {lane_of(row[0]): row[0] for row in batch}
     receipts: list[tuple[int]] = []
     receipts_lost = False
-    # Not knowing better: every row may have been sent, and all are of the local broker's present session.
-    state = (last, 0)
+    # Not knowing better: every row may have been sent, and all are of the local broker's present session. The order is
+    # unknown, too, and no order of routes has the number 0.
+    state = {lane: (seq, 0) for lane, seq in last.items()}
+    order: int | None = 0
     try:
         for (mid,) in old.execute("SELECT mid FROM receipts"):
             if isinstance(mid, int) and 1 <= mid <= MAX_MID:
@@ -258,15 +309,17 @@ def _copy(old: sqlite3.Connection, new: sqlite3.Connection) -> tuple[int, int, b
         _raise_unless_damage(error)
         receipts_lost = True
     try:
-        found = old.execute("SELECT sent_upto, source_from FROM state WHERE id = 0").fetchone()
+        state, order = read_state(old)
     except sqlite3.DatabaseError as error:
         _raise_unless_damage(error)
-        found = None
-    if found is not None and all(isinstance(value, int) and 0 <= value < MAX_SEQ for value in found):
-        state = found
+    except DamagedError as error:
+        _LOGGER.debug("The state of the damaged Outbox: %s", error)
     new.execute("BEGIN IMMEDIATE")
     new.executemany("INSERT INTO receipts VALUES (?)", receipts)
-    new.execute("UPDATE state SET sent_upto = ?, source_from = ?", state)
+    for lane, (sent_upto, source_from) in state.items():
+        write_state(new, lane, sent_upto, source_from)
+    if order is not None:
+        write_order(new, order)
     new.execute("COMMIT")
     return rows, len(damaged), receipts_lost
 

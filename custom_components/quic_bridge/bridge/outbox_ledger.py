@@ -5,13 +5,28 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 import json
 import logging
+import math
 from pathlib import Path
 import sqlite3
 from typing import Final
 
 from . import outbox_file
-from .outbox_file import INSERT, MAX_SEQ, REPLACE, DamagedError, Row, connect, errors_named, sealed
-from .outbox_model import OutboxError, OutboxFault, OutboxRescue
+from .outbox_file import (
+    INSERT,
+    LANES,
+    MAX_SEQ,
+    REPLACE,
+    DamagedError,
+    Row,
+    connect,
+    errors_named,
+    lane_of,
+    read_state,
+    sealed,
+    write_order,
+    write_state,
+)
+from .outbox_model import OutboxError, OutboxFault, OutboxPriority, OutboxRescue
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -25,6 +40,24 @@ type Entry = tuple[int, int, int]
 
 
 @dataclass(slots=True, kw_only=True)
+class Lane:
+    """What is known of the rows of one priority."""
+
+    next_seq: int
+    sent_upto: int
+    """Rows up to this one may have been sent to the remote, by this process or by one that was killed."""
+    source_from: int
+    """Rows up to this one came from an earlier session of the local broker."""
+
+
+def _new_lanes() -> dict[OutboxPriority, Lane]:
+    return {
+        priority: Lane(next_seq=max(1, places.start), sent_upto=max(1, places.start) - 1, source_from=0)
+        for priority, places in LANES.items()
+    }
+
+
+@dataclass(slots=True, kw_only=True)
 class Tally:
     """What is known of the file without reading it. A transaction that fails takes it back."""
 
@@ -33,16 +66,22 @@ class Tally:
     released: int = 0
     """QoS 2 rows of which only the release is left; they are not among `messages`."""
     oldest: float | None = None
-    next_seq: int = 1
+    lanes: dict[OutboxPriority, Lane] = field(default_factory=_new_lanes)
+    order: int | None = None
+    """By which order of routes the lanes are filled."""
     last_mid: int = 0
-    sent_upto: int = 0
-    """Rows up to this one may have been sent to the remote, by this process or by one that was killed."""
-    source_from: int = 0
-    """Rows up to this one came from an earlier session of the local broker."""
     given: dict[int, int] = field(default_factory=dict)
     """seq and mid of the rows that came in with their identifier."""
     undeleted: frozenset[int] = frozenset()
     """Rows that are done with but still in the file, because deleting them failed. They count as gone."""
+
+    def copied_lanes(self) -> dict[OutboxPriority, Lane]:
+        """Return the lanes as they are now."""
+        return {priority: replace(lane) for priority, lane in self.lanes.items()}
+
+    def may_have_been_sent(self, seq: int) -> bool:
+        """Whether the remote may know a row."""
+        return seq <= self.lanes[lane_of(seq)].sent_upto
 
 
 class Ledger:
@@ -57,8 +96,9 @@ class Ledger:
         """What became of the last damaged file; for others to take away."""
         self._path = path
         self._db: sqlite3.Connection | None = None
-        self._noted = (0, 0)
-        """sent_upto and source_from as they are in the file."""
+        self._noted = self.tally.copied_lanes()
+        self._noted_order: int | None = None
+        """As they are in the file."""
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -108,8 +148,7 @@ class Ledger:
     def transaction(self) -> Iterator[None]:
         """All of it or nothing, in the file and in the tally. Rows left undeleted go with it."""
         db = self.db
-        before = replace(self.tally, given=self.tally.given.copy())
-        noted = self._noted
+        before = replace(self.tally, given=self.tally.given.copy(), lanes=self.tally.copied_lanes())
         db.execute("BEGIN IMMEDIATE")
         try:
             if before.undeleted:
@@ -118,9 +157,12 @@ class Ledger:
                 )
                 self.tally.undeleted = frozenset()
             yield
-            noted = (self.tally.sent_upto, self.tally.source_from)
-            if noted != self._noted:
-                db.execute("UPDATE state SET sent_upto = ?, source_from = ?", noted)
+            for priority, lane in self.tally.lanes.items():
+                noted = self._noted[priority]
+                if (lane.sent_upto, lane.source_from) != (noted.sent_upto, noted.source_from):
+                    write_state(db, priority, lane.sent_upto, lane.source_from)
+            if self.tally.order is not None and self.tally.order != self._noted_order:
+                write_order(db, self.tally.order)
             self._find_oldest()
             db.execute("COMMIT")
         except BaseException:
@@ -133,7 +175,8 @@ class Ledger:
                 # Closing rolls back too, and the next operation opens the file again.
                 self._disconnect()
             raise
-        self._noted = noted
+        self._noted = self.tally.copied_lanes()
+        self._noted_order = self.tally.order
 
     # Within a transaction
 
@@ -150,7 +193,7 @@ class Ledger:
         """
         seqs, released = set[int](), set[int]()
         for seq, qos, _ in entries:
-            (released if qos == 2 and seq <= self.tally.sent_upto else seqs).add(seq)
+            (released if qos == 2 and self.tally.may_have_been_sent(seq) else seqs).add(seq)
         self.release(released)
         self.delete(seqs)
 
@@ -239,36 +282,55 @@ class Ledger:
             WHERE seq NOT IN (SELECT value FROM json_each(?))""",
             (undeleted,),
         ).fetchone()
-        state = self.db.execute("SELECT sent_upto, source_from FROM state").fetchone()
-        if state is None or not (0 <= state[0] < MAX_SEQ and 0 <= state[1] < MAX_SEQ and last < MAX_SEQ):
+        state, order = read_state(self.db)
+        if last >= MAX_SEQ:
             raise DamagedError("the state is damaged")
-        sent_upto, source_from = self._noted = state
-        given = self.db.execute(
-            """SELECT seq, mid FROM messages
-            WHERE seq <= ? AND given = 1 AND seq NOT IN (SELECT value FROM json_each(?))""",
-            (sent_upto, undeleted),
-        )
         tally = Tally(
             messages=rows - released,
             bytes=size,
             released=released,
-            next_seq=max(last, sent_upto, source_from, before.next_seq - 1) + 1,
+            order=order,
             last_mid=before.last_mid,
-            sent_upto=max(sent_upto, before.sent_upto),
-            source_from=source_from,
-            given=dict(given),
             undeleted=before.undeleted,
         )
-        if not tally.last_mid:
+        self._noted, self._noted_order = {}, order
+        self.sources = {}
+        newest = (-math.inf, 0)
+        for priority, places in LANES.items():
+            sent_upto, source_from = state[priority]
+            last = self.db.execute(
+                "SELECT coalesce(max(seq), 0) FROM messages WHERE seq >= ? AND seq < ?", (places.start, places.stop)
+            ).fetchone()[0]
+            lane = Lane(
+                next_seq=max(last, sent_upto, source_from, before.lanes[priority].next_seq - 1) + 1,
+                sent_upto=max(sent_upto, before.lanes[priority].sent_upto),
+                source_from=source_from,
+            )
+            tally.lanes[priority] = lane
+            self._noted[priority] = replace(lane, sent_upto=sent_upto)
+            tally.given |= dict(
+                self.db.execute(
+                    """SELECT seq, mid FROM messages WHERE seq >= ? AND seq <= ? AND given = 1
+                    AND seq NOT IN (SELECT value FROM json_each(?))""",
+                    (places.start, sent_upto, undeleted),
+                )
+            )
             counted = self.db.execute(
-                "SELECT mid FROM messages WHERE given = 0 AND qos > 0 ORDER BY seq DESC LIMIT 1"
+                """SELECT created_at, mid FROM messages WHERE seq >= ? AND seq < ? AND given = 0 AND qos > 0
+                ORDER BY seq DESC LIMIT 1""",
+                (places.start, places.stop),
             ).fetchone()
-            tally.last_mid = counted[0] if counted else 0
-        sources = self.db.execute(
-            "SELECT source_mid, max(seq) FROM messages WHERE seq > ? AND source_mid > 0 GROUP BY source_mid",
-            (max(source_from, last - SOURCE_REACH),),
-        )
-        self.sources = dict(sources)
+            newest = max(newest, counted or newest)
+            # Where an identifier is in several lanes it is not known which row is the newest. `find` compares the whole
+            # packet, so at worst a message that is repeated is taken for a new one.
+            self.sources |= dict(
+                self.db.execute(
+                    """SELECT source_mid, max(seq) FROM messages WHERE seq > ? AND seq < ? AND source_mid > 0
+                    GROUP BY source_mid""",
+                    (max(source_from, last - SOURCE_REACH, places.start - 1), places.stop),
+                )
+            )
+        tally.last_mid = tally.last_mid or newest[1]
         self.receipts = frozenset(mid for (mid,) in self.db.execute("SELECT mid FROM receipts"))
         self.tally = tally
         self._find_oldest()
@@ -282,8 +344,14 @@ class Ledger:
             tally.given.pop(seq, None)
 
     def _find_oldest(self) -> None:
-        with closing(self.db.execute("SELECT seq, created_at FROM messages WHERE released = 0 ORDER BY seq")) as cursor:
-            self.tally.oldest = next((at for seq, at in cursor if seq not in self.tally.undeleted), None)
+        self.tally.oldest = min(
+            (at for places in LANES.values() if (at := self._oldest_in(places)) is not None), default=None
+        )
+
+    def _oldest_in(self, places: range) -> float | None:
+        select = "SELECT seq, created_at FROM messages WHERE seq >= ? AND seq < ? AND released = 0 ORDER BY seq"
+        with closing(self.db.execute(select, (places.start, places.stop))) as cursor:
+            return next((at for seq, at in cursor if seq not in self.tally.undeleted), None)
 
 
 def as_json(seqs: Collection[int]) -> str:

@@ -1,13 +1,21 @@
 """What goes into the Outbox, what comes out, and what can go wrong with it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Final, override
 
 MAX_MID: Final = 65_535
 """Packet identifiers are 16 bits, and 0 is not one of them (MQTT 5, 2.2.1)."""
+
+
+class OutboxPriority(IntEnum):
+    """Which messages go out first, and last over a bound. Each has a lane of its own, in which the order is kept."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
 
 
 class OutboxPolicy(StrEnum):
@@ -94,6 +102,8 @@ class OutboxMessage:
     """Packet identifier under which it was sent to the remote before the remote went away; None: it was not."""
     expires_at: float | None = None
     """Unix time when its message expiry interval ends."""
+    priority: OutboxPriority = OutboxPriority.NORMAL
+    """Messages of one topic must have the same, or they pass each other. Of no account with `sent_mid`."""
     replaces_topic: bool = False
     """Take the place of the waiting messages of this topic that have this flag too."""
     needs_receipt: bool = False
@@ -120,7 +130,7 @@ class OutboxRow:
     """A message on its way out."""
 
     seq: int
-    """Place in the queue; rises, never reused while the Outbox is open."""
+    """Place in its lane; rises there, never reused while the Outbox is open."""
     mid: int
     """Packet identifier to send it with, the same however often; 0 for QoS 0."""
     qos: int
@@ -143,7 +153,7 @@ class OutboxRow:
 class AppendResult:
     """What became of the messages of one `append`."""
 
-    seqs: range
+    seqs: Sequence[int]
     """Places of the messages that the Outbox has taken over, from the front of the batch: acknowledge these.
 
     A message dropped at once (already expired, too large for the bounds) is among them.

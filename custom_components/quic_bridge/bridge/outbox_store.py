@@ -1,7 +1,7 @@
 """What the Outbox does with its file: the queue's rules. Everything here blocks, one thing at a time."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 import logging
@@ -9,7 +9,7 @@ from pathlib import Path
 import sqlite3
 from typing import Final
 
-from .outbox_file import COLUMNS, Row, sealed, verify
+from .outbox_file import COLUMNS, LANES, Row, lane_of, sealed, verify
 from .outbox_ledger import SOURCE_REACH, Entry, Ledger, release_row
 from .outbox_model import (
     MAX_MID,
@@ -20,6 +20,7 @@ from .outbox_model import (
     OutboxLimits,
     OutboxMessage,
     OutboxPolicy,
+    OutboxPriority,
     OutboxRescue,
     OutboxRow,
 )
@@ -44,6 +45,10 @@ class Figures:
     given: frozenset[int] = frozenset()
     dropped: Mapping[OutboxDrop, int] = field(default_factory=dict)
     """Since the store was made."""
+    order: int | None = None
+    """By which order of routes the lanes are filled."""
+    blocked: bool = False
+    """The last `peek` ended at a row whose packet identifier another row has that is out for sending."""
 
 
 class OutboxStore:
@@ -51,8 +56,11 @@ class OutboxStore:
 
     def __init__(self, path: Path, limits: OutboxLimits, clock: Callable[[], float]) -> None:
         self.figures = Figures()
-        self.handed_out = 0
-        """The last row that is out for sending; bounds touch none up to it."""
+        self._handed_out = _starts()
+        """The last row of each lane that is out for sending; bounds touch none up to it."""
+        self._out: dict[int, int] = {}
+        """Those that are, and their packet identifiers."""
+        self._blocked = False
         self._path = path
         self._ledger = Ledger(path)
         self._limits = limits
@@ -65,12 +73,12 @@ class OutboxStore:
 
     def close(self) -> None:
         """Close the file."""
-        self.handed_out = 0
+        self.rewind()
         self._ledger.close()
 
     def remove(self) -> None:
         """Close, and delete everything."""
-        self.handed_out = 0
+        self.rewind()
         self._ledger.remove()
         self._ledger = Ledger(self._path)
         self.figures = Figures(dropped=self.figures.dropped)
@@ -92,20 +100,28 @@ class OutboxStore:
         """Commit messages at the end of the queue, in one transaction. Raises ValueError, too."""
         return self._run(lambda: self._append(messages))
 
-    def peek(self, after_seq: int, limit_messages: int, limit_bytes: int) -> list[OutboxRow]:
-        """Hand out rows, and remember in the file that they may be sent now."""
+    def rewind(self) -> None:
+        """Nothing is out for sending any more."""
+        self._handed_out = _starts()
+        self._out = {}
+
+    def note_order(self, order: int) -> None:
+        """Note by which order of routes the lanes are filled."""
+        self._run(lambda: self._note_order(order))
+
+    def peek(self, limit_messages: int, limit_bytes: int) -> list[OutboxRow]:
+        """Hand out the next rows, and remember in the file that they may be sent now."""
         try:
-            rows = self._run(lambda: self._hand_out(after_seq, limit_messages, limit_bytes))
+            rows = self._run(lambda: self._hand_out(limit_messages, limit_bytes))
         except OutboxError as error:
             if error.fault not in _WRITE_FAULTS:
                 raise
             # A full disk must not keep the queue from being emptied.
             _LOGGER.debug("Handing out messages without a note in the file: %s", error)
-            rows = self._run(lambda: self._read(after_seq, limit_messages, limit_bytes))
-            if rows:
-                self._ledger.tally.sent_upto = max(self._ledger.tally.sent_upto, rows[-1].seq)
-        if rows:
-            self.handed_out = max(self.handed_out, rows[-1].seq)
+            rows = self._run(lambda: self._read(limit_messages, limit_bytes))
+            self._may_be_sent(rows)
+        self._handed_out |= _last_of(rows)
+        self._out |= {row.seq: row.mid for row in rows if row.qos}
         return rows
 
     def mark_received(self, seqs: Collection[int]) -> None:
@@ -121,6 +137,8 @@ class OutboxStore:
                 raise
             _LOGGER.debug("Deleting %d rows later: %s", len(seqs), error)
             self._run(lambda: self._ledger.delete_later(seqs))
+        for seq in seqs:
+            self._out.pop(seq, None)
         if not self.figures.rows:
             with suppress(OutboxError):
                 self._run(self._ledger.shrink)
@@ -154,6 +172,8 @@ class OutboxStore:
                 receipts=self._ledger.receipts,
                 given=frozenset(tally.given.values()),
                 dropped=dict(self._dropped),
+                order=tally.order,
+                blocked=self._blocked,
             )
 
     # In
@@ -166,14 +186,18 @@ class OutboxStore:
         sources: dict[int, int] = {}
         with self._ledger.transaction():
             tally = self._ledger.tally
-            first = tally.next_seq
+            seqs: list[int] = []
             self._drop_stale(dropped)
             taken = set(tally.given.values())
             for message in messages:
                 if not self._make_place(message, rows, dropped):
                     break
-                seq = tally.next_seq
-                tally.next_seq += 1
+                # What was sent keeps its order, whatever its priority; `peek` gives it first in any case.
+                # What was sent has one lane, as it keeps its order.
+                lane = tally.lanes[OutboxPriority.NORMAL if message.sent_mid is not None else message.priority]
+                seq = lane.next_seq
+                lane.next_seq += 1
+                seqs.append(seq)
                 if message.needs_receipt:
                     receipts.add(message.source_mid)
                 released = message.released
@@ -189,7 +213,7 @@ class OutboxStore:
                 mid = self._mid(message, taken)
                 if message.sent_mid is not None:
                     tally.given[seq] = mid
-                    tally.sent_upto = seq
+                    lane.sent_upto = seq
                 if released:
                     rows.append(release_row(seq, mid, 1, now))
                     tally.released += 1
@@ -205,7 +229,6 @@ class OutboxStore:
             self._ledger.db.executemany("INSERT OR IGNORE INTO receipts VALUES (?)", [(mid,) for mid in receipts])
         self._ledger.receipts |= receipts
         self._ledger.sources |= sources
-        seqs = range(first, tally.next_seq)
         return AppendResult(seqs, len(messages) - len(seqs), self._count(dropped))
 
     def _make_place(self, message: OutboxMessage, rows: list[Row], dropped: Counter[OutboxDrop]) -> bool:
@@ -216,9 +239,10 @@ class OutboxStore:
             self._ledger.insert(rows)
             replaced = self._ledger.db.execute(
                 """SELECT seq, qos, size FROM messages INDEXED BY messages_latest
-                WHERE topic = ? AND latest = 1 AND seq > ? AND released = 0""",
-                (message.topic.encode(), self.handed_out),
+                WHERE topic = ? AND latest = 1 AND released = 0""",
+                (message.topic.encode(),),
             ).fetchall()
+            replaced = [row for row in replaced if not self._is_handed_out(row[0])]
         size = len(message.packet)
         # What is larger than the whole Outbox would be refused for ever, and everything behind it.
         if limits.policy is OutboxPolicy.REFUSE and not message.released and size <= limits.bytes:
@@ -230,6 +254,9 @@ class OutboxStore:
             self._ledger.discard(replaced)
             dropped[OutboxDrop.REPLACED] += len(replaced)
         return True
+
+    def _is_handed_out(self, seq: int) -> bool:
+        return seq <= self._handed_out[lane_of(seq)]
 
     def _unwanted(self, message: OutboxMessage, now: float) -> OutboxDrop | None:
         if message.expires_at is not None and message.expires_at <= now:
@@ -255,37 +282,68 @@ class OutboxStore:
 
     # Out
 
-    def _hand_out(self, after_seq: int, limit_messages: int, limit_bytes: int) -> list[OutboxRow]:
+    def _hand_out(self, limit_messages: int, limit_bytes: int) -> list[OutboxRow]:
         dropped: Counter[OutboxDrop] = Counter()
         with self._ledger.transaction():
             self._drop_stale(dropped)
-            rows = self._read(after_seq, limit_messages, limit_bytes)
-            if rows:
-                self._ledger.tally.sent_upto = max(self._ledger.tally.sent_upto, rows[-1].seq)
+            rows = self._read(limit_messages, limit_bytes)
+            self._may_be_sent(rows)
         self._count(dropped)
         return rows
 
-    def _read(self, after_seq: int, limit_messages: int, limit_bytes: int) -> list[OutboxRow]:
+    def _may_be_sent(self, rows: Sequence[OutboxRow]) -> None:
+        lanes = self._ledger.tally.lanes
+        for priority, seq in _last_of(rows).items():
+            lanes[priority].sent_upto = max(lanes[priority].sent_upto, seq)
+
+    def _spans(self) -> Iterator[tuple[int, int, bool]]:
+        """Yield after which row to read up to which, and whether they may have been sent: these first.
+
+        Of these the normal lane begins: it has those that came in with their identifier, whatever their priority, and
+        no later message of their topics may pass them.
+        """
+        lanes = self._ledger.tally.lanes
+        for priority in (OutboxPriority.NORMAL, OutboxPriority.HIGH, OutboxPriority.LOW):
+            yield self._handed_out[priority], lanes[priority].sent_upto, True
+        for priority in LANES:
+            yield max(self._handed_out[priority], lanes[priority].sent_upto), lanes[priority].next_seq - 1, False
+
+    def _read(self, limit_messages: int, limit_bytes: int) -> list[OutboxRow]:
         tally = self._ledger.tally
         rows: list[OutboxRow] = []
         size = 0
         row: Row
-        select = f"SELECT {COLUMNS} FROM messages WHERE seq > ? ORDER BY seq"  # noqa: S608
-        # Closed whatever happens: a statement that is left half read keeps the file locked when it has to be replaced.
-        with closing(self._ledger.db.execute(select, (after_seq,))) as cursor:
-            for row in cursor:
-                if len(rows) == limit_messages or (rows and size + row[7] > limit_bytes):
-                    break
-                if row[0] in tally.undeleted:
-                    continue
-                verify(row)
-                seq, mid, qos, _, _, released, _, _, created_at, expires_at, _, topic, packet = row
-                sent = seq <= tally.sent_upto
-                rows.append(
-                    OutboxRow(seq, mid, qos, packet, topic.decode(), created_at, expires_at, sent, bool(released))
-                )
-                size += row[7]
+        # After a cycle of the identifiers a row of one lane may have that of a row of another that is still out. Never
+        # twice at the remote, or a release of the one would be taken for the other's, also after a crash.
+        out = set(self._out.values())
+        self._blocked = False
+        select = f"SELECT {COLUMNS} FROM messages WHERE seq > ? AND seq <= ? ORDER BY seq"  # noqa: S608
+        for after, upto, sent in self._spans():
+            if upto <= after:
+                continue
+            # Closed whatever happens: a statement left half read keeps the file locked when it has to be replaced.
+            with closing(self._ledger.db.execute(select, (after, upto))) as cursor:
+                for row in cursor:
+                    if len(rows) == limit_messages or (rows and size + row[7] > limit_bytes):
+                        return rows
+                    if row[0] in tally.undeleted:
+                        continue
+                    verify(row)
+                    seq, mid, qos, _, _, released, _, _, created_at, expires_at, _, topic, packet = row
+                    if qos and mid in out:
+                        self._blocked = True
+                        return rows
+                    if qos:
+                        out.add(mid)
+                    rows.append(
+                        OutboxRow(seq, mid, qos, packet, topic.decode(), created_at, expires_at, sent, bool(released))
+                    )
+                    size += row[7]
         return rows
+
+    def _note_order(self, order: int) -> None:
+        with self._ledger.transaction():
+            self._ledger.tally.order = order
 
     def _delete(self, seqs: Collection[int]) -> None:
         with self._ledger.transaction():
@@ -298,9 +356,9 @@ class OutboxStore:
     # What the local broker may send again
 
     def _find(self, source_mid: int, packet: bytes) -> bool:
-        tally = self._ledger.tally
         seq = self._ledger.sources.get(source_mid, 0)
-        if seq <= max(tally.source_from, tally.next_seq - 1 - SOURCE_REACH):
+        lane = self._ledger.tally.lanes[lane_of(seq)]
+        if seq <= max(lane.source_from, lane.next_seq - 1 - SOURCE_REACH):
             return False
         found = self._ledger.db.execute(
             "SELECT packet FROM messages WHERE seq = ? AND source_mid = ?", (seq, source_mid)
@@ -314,7 +372,9 @@ class OutboxStore:
 
     def _forget_local_session(self) -> None:
         with self._ledger.transaction():
-            self._ledger.tally.source_from = self._ledger.tally.next_seq - 1
+            tally = self._ledger.tally
+            for lane in tally.lanes.values():
+                lane.source_from = lane.next_seq - 1
             self._ledger.db.execute("DELETE FROM receipts")
         self._ledger.receipts = frozenset()
         self._ledger.sources.clear()
@@ -331,46 +391,61 @@ class OutboxStore:
         now = self._clock()
         expired = self._ledger.db.execute(
             """SELECT seq, qos, size FROM messages INDEXED BY messages_expiry
-            WHERE expires_at IS NOT NULL AND expires_at <= ? AND seq > ?""",
-            (now, self.handed_out),
+            WHERE expires_at IS NOT NULL AND expires_at <= ?""",
+            (now,),
         ).fetchall()
+        expired = [row for row in expired if not self._is_handed_out(row[0])]
         self._ledger.discard(expired)
         dropped[OutboxDrop.EXPIRED] += len(expired)
         aged: list[Entry] = []
-        with closing(self._droppable()) as cursor:
-            for seq, qos, size, created_at in cursor:
-                if created_at > now - self._limits.age:
-                    break
-                aged.append((seq, qos, size))
+        for priority in LANES:
+            with closing(self._droppable(priority)) as cursor:
+                for seq, qos, size, created_at in cursor:
+                    if created_at > now - self._limits.age:
+                        break
+                    aged.append((seq, qos, size))
         self._ledger.discard(aged)
         dropped[OutboxDrop.AGE] += len(aged)
 
     def _drop_oldest(self, dropped: Counter[OutboxDrop]) -> None:
+        """Keep to the bounds: the lowest priority goes first, and of that the oldest."""
         messages = self._ledger.tally.messages - self._limits.messages
         size = self._ledger.tally.bytes - self._limits.bytes
-        if messages <= 0 and size <= 0:
-            return
         oldest: list[Entry] = []
-        with closing(self._droppable()) as cursor:
-            for seq, qos, row_size, _ in cursor:
-                if messages <= 0 and size <= 0:
-                    break
-                dropped[OutboxDrop.FULL_MESSAGES if messages > 0 else OutboxDrop.FULL_BYTES] += 1
-                oldest.append((seq, qos, row_size))
-                messages -= 1
-                size -= row_size
+        for priority in reversed(LANES):
+            if messages <= 0 and size <= 0:
+                break
+            with closing(self._droppable(priority)) as cursor:
+                for seq, qos, row_size, _ in cursor:
+                    if messages <= 0 and size <= 0:
+                        break
+                    dropped[OutboxDrop.FULL_MESSAGES if messages > 0 else OutboxDrop.FULL_BYTES] += 1
+                    oldest.append((seq, qos, row_size))
+                    messages -= 1
+                    size -= row_size
         self._ledger.discard(oldest)
 
-    def _droppable(self) -> sqlite3.Cursor:
+    def _droppable(self, priority: OutboxPriority) -> sqlite3.Cursor:
         return self._ledger.db.execute(
-            "SELECT seq, qos, size, created_at FROM messages WHERE seq > ? AND released = 0 ORDER BY seq",
-            (self.handed_out,),
+            """SELECT seq, qos, size, created_at FROM messages
+            WHERE seq > ? AND seq < ? AND released = 0 ORDER BY seq""",
+            (self._handed_out[priority], LANES[priority].stop),
         )
 
     def _count(self, dropped: Counter[OutboxDrop]) -> dict[OutboxDrop, int]:
         """Add up what a committed transaction dropped."""
         self._dropped += dropped
         return dict(+dropped)
+
+
+def _last_of(rows: Sequence[OutboxRow]) -> dict[OutboxPriority, int]:
+    """Return the last row of each lane among rows that are in the order of `peek`."""
+    return {lane_of(row.seq): row.seq for row in rows}
+
+
+def _starts() -> dict[OutboxPriority, int]:
+    """Return the place before the first of each lane."""
+    return {priority: max(1, places.start) - 1 for priority, places in LANES.items()}
 
 
 def _message_row(seq: int, mid: int, message: OutboxMessage, now: float) -> Row:

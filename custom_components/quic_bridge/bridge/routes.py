@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+import hashlib
 import itertools
 from itertools import chain
 from typing import Final
@@ -26,6 +27,14 @@ class Qos0Policy(StrEnum):
     """Keep the newest message of each topic: what a dashboard wants."""
     QUEUE = "queue"
     """Keep all, within bounds."""
+
+
+class Priority(StrEnum):
+    """Which messages go out first when the target is back."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
 
 
 class RetainMode(StrEnum):
@@ -67,6 +76,8 @@ class Route:
     qos_0: Qos0Policy = Qos0Policy.DROP
     max_age: float | None = None
     """Seconds after which a message that has to wait here is not worth sending any more."""
+    priority: Priority = Priority.NORMAL
+    """Which of the messages that waited on disk for the remote go first. The order on a topic is kept."""
     own_stream: bool = False
     """Whether messages to the remote go over a QUIC stream of the route's own, so that they hold up no others."""
 
@@ -179,6 +190,22 @@ def loop_of(routes: Iterable[Route], route: Route) -> Route | None:
     return None
 
 
+NO_PRIORITIES: Final = 1
+"""See `order_of_priorities`: all messages wait in one queue."""
+
+
+def order_of_priorities(routes: Iterable[Route]) -> int:
+    """Return a number that differs where a topic may have another priority on its way to the remote. Never 0."""
+    ways = [
+        (way.topic_filter, route.exclude, route.priority.value)
+        for route in routes
+        if (way := route.way(Direction.TO_REMOTE))
+    ]
+    if all(priority == Priority.NORMAL for _, _, priority in ways):
+        return NO_PRIORITIES
+    return int.from_bytes(hashlib.sha256(repr(ways).encode()).digest()[:7]) + 2
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to do with the messages of one topic."""
@@ -203,6 +230,8 @@ class Router:
         `ours` are our own topics at the source, which does not cross, and at the target, which nothing becomes.
         """
         routes = tuple(routes)
+        self.order = order_of_priorities(routes)
+        """By which order of routes messages have their priorities."""
         self._ours = ours
         opposite = Direction.TO_LOCAL if direction is Direction.TO_REMOTE else Direction.TO_REMOTE
         self._ways = [(route, way) for route in routes if (way := route.way(direction))]

@@ -20,8 +20,8 @@ from typing import Final, Protocol
 
 from .config import OutboxConfig
 from .message import Message, Stage
-from .outbox import Outbox, OutboxDrop, OutboxError, OutboxFault, OutboxMessage, OutboxRescue, OutboxRow
-from .routes import Qos0Policy
+from .outbox import Outbox, OutboxDrop, OutboxError, OutboxFault, OutboxMessage, OutboxPriority, OutboxRescue, OutboxRow
+from .routes import NO_PRIORITIES, Priority, Qos0Policy
 from .status import DropReason, OutboxStatus
 
 _LOGGER = logging.getLogger(__name__)
@@ -33,6 +33,13 @@ _RETRY: Final = 5.0
 _TIDY: Final = 600.0
 """Seconds between two looks for messages that became too old while nothing else happened."""
 
+_MIXED: Final = 0
+"""In place of an order of routes: the file has messages of several."""
+_PRIORITIES: Final = {
+    Priority.HIGH: OutboxPriority.HIGH,
+    Priority.NORMAL: OutboxPriority.NORMAL,
+    Priority.LOW: OutboxPriority.LOW,
+}
 _REASONS: Final = {
     OutboxDrop.FULL_MESSAGES: DropReason.OUTBOX_FULL,
     OutboxDrop.FULL_BYTES: DropReason.OUTBOX_FULL,
@@ -79,7 +86,10 @@ class Spool:
         self._target = False
         self._pending: deque[Message] = deque()
         self._rows = 0
-        self._fed_to = 0
+        self._order = NO_PRIORITIES
+        self._mixed = False
+        """Messages wait that got their priorities by another order of routes: until they are gone, all new ones come
+        behind, or those of one topic might pass each other."""
         self._exhausted = False
         self._done: list[int] = []
         self._received: list[Message] = []
@@ -163,6 +173,12 @@ class Spool:
         """Whether a QoS 2 message of the source is ours under this identifier, and its PUBREL has not come."""
         return not self._sessions_to_forget and mid in self._outbox.receipts
 
+    def set_order(self, order: int) -> None:
+        """Note by which order of routes messages have their priorities from now on (see `order_of_priorities`)."""
+        if order != self._order:
+            self._order = order
+            self._mixed = self._mixed or bool(self._pending) or not self._outbox.is_empty
+
     def remove_receipt(self, mid: int) -> None:
         """Note the source's PUBREL; `receipt_removed` follows."""
         self._receipts.append(mid)
@@ -219,6 +235,13 @@ class Spool:
         if not self._outbox.is_empty:
             _LOGGER.info("The Outbox holds %d messages from before", opened.messages)
             self.active = True
+            self._mixed = self._mixed or self._noted_order != self._order
+
+    @property
+    def _noted_order(self) -> int:
+        """By which order of routes the rows of the file have their priorities."""
+        noted = self._outbox.order
+        return NO_PRIORITIES if noted is None else noted
 
     async def _work(self) -> None:
         """Do all there is to do, oldest obligation first. Raises OutboxError; what was not done stays to be done."""
@@ -238,7 +261,7 @@ class Spool:
                 self._pending.clear()
                 for message in back:
                     message.spooling = False
-                self.active = self.holding = False
+                self.active = self.holding = self._mixed = False
                 self._owner.give_back(back)
             raise failed
         self._mended()
@@ -265,6 +288,12 @@ class Spool:
 
     async def _append(self) -> OutboxError | None:
         """Put what is pending on disk, a batch at a time; returns the error that stopped it."""
+        order = _MIXED if self._mixed else self._order
+        if self._pending and self.active and order != self._noted_order:
+            try:
+                await self._outbox.note_order(order)
+            except OutboxError as error:
+                return error
         while self._pending and self.active:
             batch = list(islice(self._pending, _BATCH))
             try:
@@ -314,6 +343,7 @@ class Spool:
                     source_mid=message.mid if message.owed else 0,
                     sent_mid=message.mid if sent and qos else None,
                     expires_at=message.expires_at,
+                    priority=self._priority(message),
                     replaces_topic=qos == 0 and route is not None and route.qos_0 is Qos0Policy.LATEST,
                     needs_receipt=qos == 2 and message.owed and not message.released,
                     released=qos == 2 and (message.stage is Stage.RELEASED or not message.packet),
@@ -321,14 +351,19 @@ class Spool:
             )
         return made
 
+    def _priority(self, message: Message) -> OutboxPriority:
+        if self._mixed:
+            return OutboxPriority.LOW
+        route = message.plan.route
+        return _PRIORITIES[route.priority] if route is not None else OutboxPriority.NORMAL
+
     async def _feed(self) -> None:
         """Give the forwarder more rows when it is running out of them."""
         if not self._target or self._exhausted or self._rows > _FEED_MESSAGES // 2:
             return
-        rows = await self._outbox.peek(self._fed_to, _FEED_MESSAGES, _FEED_BYTES)
-        self._exhausted = not rows
+        rows = await self._outbox.peek(_FEED_MESSAGES, _FEED_BYTES)
+        self._exhausted = not rows and not self._outbox.blocked
         if rows:
-            self._fed_to = rows[-1].seq
             self._rows += len(rows)
             self._owner.feed(rows)
             self._wake.set()
@@ -339,7 +374,7 @@ class Spool:
             self.holding = True
             self.active = False
         if self.holding and not self._rows and not self._done and not self._received and self._outbox.is_empty:
-            self.holding = False
+            self.holding = self._mixed = False
             self._owner.direct()
 
     # --- faults -------------------------------------------------------------------------------------------------------
