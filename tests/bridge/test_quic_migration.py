@@ -207,16 +207,23 @@ async def test_an_end_in_the_middle_of_a_move_leaves_nothing_open(
     await wait_until(lambda: not front.live, what="the broker's end")
 
 
+@pytest.mark.parametrize(
+    ("error", "code"), [(errno.ENETUNREACH, ErrorCode.UNREACHABLE), (None, ErrorCode.PING_TIMEOUT)]
+)
 async def test_a_broker_that_does_not_want_it(
-    network: HostNetwork, front: Front, certs: Certificates, peer: Peer
+    network: HostNetwork, front: Front, certs: Certificates, peer: Peer, error: int | None, code: ErrorCode
 ) -> None:
-    """With disable_active_migration (RFC 9000 section 18.2) the connection ends, and another is made."""
+    """With disable_active_migration (RFC 9000 section 18.2) the connection ends, and another is made.
+
+    It ends at once if the kernel says that the old address is gone.
+    """
     front.policy.migration = False
+    network.error = error
     pair = await connect(front, certs, peer, QUICK)
     await pair.peer_connection()
     await pair.settled()
     network.change(SECOND)
-    assert (await pair.receiver.wait_lost()).code is ErrorCode.PING_TIMEOUT
+    assert (await pair.receiver.wait_lost()).code is code
     assert SECOND not in network.opened
 
 

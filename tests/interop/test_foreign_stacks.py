@@ -116,7 +116,7 @@ async def test_another_port_by_a_nat(scene: ForeignScene) -> None:
 async def test_our_network_changes(scene: ForeignScene, host_network: HostNetwork) -> None:
     """The bridge goes on from another address and under another connection identifier, which the server follows.
 
-    quic-go 0.50 forbids that to its clients (disable_active_migration, RFC 9000 section 18.2): a new connection then.
+    quic-go 0.50 forbids that to its clients (disable_active_migration, RFC 9000 section 18.2): a new one at once, then.
     """
     scene.tune(MOVING)
     await scene.up()

@@ -240,6 +240,11 @@ class ClientConnection(QuicConnection):
                 space.ack_at = now
 
     @property
+    def must_stay(self) -> bool:
+        """The peer forbids its clients to go on from another address (disable_active_migration, RFC 9000 18.2)."""
+        return not self._may_move
+
+    @property
     def can_move(self) -> bool:
         """The connection may go on from another local address (RFC 9000 section 9).
 

@@ -199,8 +199,19 @@ class Liveness:
                 return False
             self._owner.dead(reach_error(error, self._address))
             return True
-        if error.errno in PATH_ERRORS and self._move(error.strerror or str(error)):
-            return False
+        if error.errno in PATH_ERRORS:
+            if self._move(error.strerror or str(error)):
+                return False
+            if self._connection.must_stay and not self._owner.is_preferred_path():
+                # No PING is worth waiting for: the old address is gone, and only a new connection may use the new one.
+                self._owner.dead(
+                    BridgeError(
+                        ErrorCode.UNREACHABLE,
+                        f"Our network changed ({error.strerror}), and the broker does not let QUIC connections follow "
+                        "such changes",
+                    )
+                )
+                return True
         if self._refusals == 1:
             _LOGGER.debug("The network refuses datagrams to %s (%s): probing", self._address, error)
             self._ask(self._config.ping_timeout, f" after the network reported: {error.strerror}")
