@@ -16,6 +16,7 @@ import json
 import os
 from pathlib import Path
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -181,11 +182,11 @@ class Line(contextlib.AsyncExitStack):
         await self._command("cut", 0)
 
     async def mark(self) -> None:
-        """Forget the first packet."""
+        """Forget what `first_packet` tells."""
         await self._command("mark")
 
     async def first_packet(self) -> float | None:
-        """Tell when the first packet since the mark left home, on the event loop's clock."""
+        """Tell when the first packet since the mark left home that opens a connection, on the event loop's clock."""
         return await self._command("first")
 
 
@@ -209,7 +210,7 @@ class _Carrier:
                 return
             if packet[0] >> 4 != 4:
                 continue  # what IPv6 does on every new device
-            if from_home and self._first is None:
+            if from_home and self._first is None and _opens_connection(packet):
                 self._first = self._loop.time()
             shaper.push(packet, _NOBODY)
 
@@ -224,6 +225,14 @@ class _Carrier:
         if name == "mark":
             self._first = None
         return self._first
+
+
+def _opens_connection(packet: bytes) -> bool:
+    """Tell a SYN, and a QUIC packet of the handshake (long header), from what an earlier connection still sends."""
+    header = (packet[0] & 0x0F) * 4
+    if packet[9] == socket.IPPROTO_TCP:
+        return packet[header + 13] & 0x12 == 0x02
+    return packet[9] == socket.IPPROTO_UDP and packet[header + 8] & 0x80 != 0
 
 
 def _write(device: int, packet: bytes) -> None:

@@ -141,9 +141,11 @@ class Ledger:
         found = latencies[int(len(latencies) * share)]
         return None if found == never else found
 
-    def first_after(self, time: float) -> float | None:
-        """When the first new message after that time arrived."""
-        return min((arrived for arrived in self.arrived.values() if arrived >= time), default=None)
+    def first_after(self, time: float, first: int = 0) -> float | None:
+        """When the first new message after that time arrived, of those numbered from `first` on."""
+        return min(
+            (arrived for number, arrived in self.arrived.items() if arrived >= time and number >= first), default=None
+        )
 
 
 class Scene(contextlib.AsyncExitStack):
@@ -271,13 +273,14 @@ async def _connect(scene: Scene) -> float | None:
     await scene.line.mark()
     await scene.start_local()
     before, ended = loop.time(), asyncio.Event()
+    first_number = len(scene.ledger.published)
     async with asyncio.TaskGroup() as group:
         group.create_task(scene.publish(_CONNECT_RATE, ended))
         arrived: float | None = None
         while arrived is None and loop.time() < before + _CONNECT_PATIENCE:
             await asyncio.sleep(_POLL)
             scene.ledger.take(scene.subscriber)
-            arrived = scene.ledger.first_after(before)
+            arrived = scene.ledger.first_after(before, first_number)
         ended.set()
     first = await scene.line.first_packet()
     return None if arrived is None or first is None else arrived - first

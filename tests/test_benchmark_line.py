@@ -97,7 +97,7 @@ async def test_round_trip_and_tcp_over_losses() -> None:
             assert loop.time() - began >= 0.1
             first = await line.first_packet()
             assert first is not None
-            assert began <= first < began + 0.1
+            assert began <= first < began + 0.1  # the SYN
             await line.shape(0.05, 0.01)
             writer.write(data)
             assert await reader.readexactly(len(data)) == data

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 import importlib.metadata
 from ipaddress import IPv4Address
+from itertools import pairwise
 import logging
 import ssl
 from typing import override
@@ -33,6 +34,7 @@ from custom_components.quic_bridge.bridge.transport.aioquic_internals import (
     ACK_SOON,
     FOREIGN_STREAMS,
     MAX_ALERT_TEXT,
+    PROBE_INTERVAL,
     STREAM_ID,
     CertificateCheck,
     ClientConnection,
@@ -872,6 +874,41 @@ def test_lost_packets_are_counted(pair: Pair) -> None:
     pair.now += DELAY
     pair.to_client()
     assert pair.client.packets_lost == 1
+
+
+def test_a_silent_peer_is_probed_at_short_intervals(pair: Pair) -> None:
+    """Also after a long silence, also with the congestion window full; and then all of it arrives."""
+    data = bytes(100_000)
+    pair.client.send_stream_data(STREAM_ID, data)
+    probes = []
+    began = pair.now
+    while pair.now < began + 20.0:
+        if pair.to_server(drop=True):
+            probes.append(pair.now)
+        at = pair.client.get_timer()
+        assert at is not None
+        pair.now = max(at, pair.now)
+        pair.client.handle_timer(pair.now)
+    assert pair.client._loss._pto_count > 8
+    waits = [after - before for before, after in pairwise(probes)]
+    assert max(waits) <= PROBE_INTERVAL + 0.01
+    assert waits[-1] >= PROBE_INTERVAL - 0.01
+    pair.settle(100)
+    assert pair.server_data() == data
+
+
+def test_a_slow_path_is_not_probed_before_an_answer_can_be_there(pair: Pair) -> None:
+    pair.client._loss._rtt_smoothed = 3.0
+    pair.client.send_stream_data(STREAM_ID, b"data")
+    pair.to_server(drop=True)
+    wait = 0.0
+    for _ in range(6):
+        at = pair.client.get_timer()
+        assert at is not None
+        wait, pair.now = at - pair.now, at
+        pair.client.handle_timer(pair.now)
+        pair.to_server(drop=True)
+    assert wait == pytest.approx(2 * pair.client.probe_timeout)
 
 
 def test_figures(certs: Certificates) -> None:

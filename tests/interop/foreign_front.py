@@ -108,7 +108,7 @@ class ForeignFront(Service):
         lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == name]
 
-    async def event(self, name: str, number: int = 1, timeout: float = 5.0) -> Event:  # noqa: ASYNC109
+    async def event(self, name: str, number: int = 1, timeout: float = 15.0) -> Event:  # noqa: ASYNC109
         """Wait until there are so many events of that name; returns the last of these.
 
         Raises TimeoutError with what it has told instead.

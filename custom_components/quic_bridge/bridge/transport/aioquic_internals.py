@@ -37,6 +37,12 @@ ACK_DELAY: Final = 0.015
 """Seconds that the acknowledgement of a lone packet waits for company; we announce at most 25 ms (max_ack_delay)."""
 ACK_SOON: Final = 0.001
 """... and of several: as long as aioquic gives each."""
+PROBE_INTERVAL: Final = 2.0
+"""Most seconds between probes while the peer is silent and data is under way, or two PTO if that is longer.
+
+RFC 9002 (section 6.2.1) doubles the wait each time: after an outage, nothing may be tried for as long as it took.
+A small packet each 2 s, until the PING's deadline ends the connection, burdens no network.
+"""
 MAX_ALERT_TEXT: Final = 200
 """aioquic cannot build a CONNECTION_CLOSE whose reason does not fit one packet."""
 STATELESS_RESET_SIZE: Final = 21
@@ -124,6 +130,7 @@ class ClientConnection(QuicConnection):
         self._ack_delay = ACK_DELAY
         self._may_move = True
         self._watch_packets()
+        self._probe_regularly()
 
     # What aioquic calls
 
@@ -221,6 +228,20 @@ class ClientConnection(QuicConnection):
 
         control.on_packet_acked = on_packet_acked  # type: ignore[method-assign]
         control.on_packets_lost = on_packets_lost  # type: ignore[method-assign,assignment]
+
+    def _probe_regularly(self) -> None:
+        """Limit how far the waits for a silent peer grow."""
+        loss = self._loss
+        aioquics_own = loss.get_loss_detection_time
+
+        def get_loss_detection_time(*, amplification_limited: bool) -> float | None:
+            at = aioquics_own(amplification_limited=amplification_limited)
+            if at is None or not loss.handshake_confirmed or loss._get_loss_space() is not None:
+                return at
+            longest = max(PROBE_INTERVAL, 2 * loss.get_probe_timeout())
+            return min(at, loss._time_of_last_sent_ack_eliciting_packet + longest)
+
+        loss.get_loss_detection_time = get_loss_detection_time  # type: ignore[method-assign]
 
     # What the driver asks
 

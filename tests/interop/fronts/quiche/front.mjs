@@ -100,6 +100,7 @@ class Session {
     if (wait !== null) {
       this.#timer = setTimeout(() => {
         connection.onTimeout();
+        this.#toClient(); // what was lost leaves room
         this.flush();
       }, wait);
     }
