@@ -264,6 +264,13 @@ async def test_there_and_back(
             await home.publish("up/lamp", b"2", 1)
             await away.wait_for(2)
 
+            answer = await hass.services.async_call(DOMAIN, "test_connection", {}, blocking=True, return_response=True)
+            assert answer is not None
+            assert answer["remote"]["error"] == "refused"
+            [tried] = answer["other_endpoints"]
+            assert tried["ok"] is True
+            assert (tried["host"], tried["port"], tried["transport"]) == ("localhost", remote_broker.tls_port, "tcp")
+
             found = await get_diagnostics_for_config_entry(hass, hass_client, entry)
             assert found["other_endpoints"] == [{"port": remote_broker.tls_port, "transport": "tcp"}]
             assert found["status"]["remote"]["endpoint"]["preferred"] is False

@@ -18,7 +18,7 @@ from .bridge.check import check_broker
 from .bridge.config import BrokerConfig
 from .bridge.errors import BridgeError
 from .bridge.status import Side
-from .brokers import local_broker, remote_broker
+from .brokers import local_broker, remote_endpoints
 from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
 from .coordinator import QuicBridgeConfigEntry
 from .options import remote_with_options
@@ -102,11 +102,18 @@ def _plain(value: object) -> JsonValueType:
 async def _async_test_connection(call: ServiceCall) -> ServiceResponse:
     """Log in at both brokers and out again, beside the connections that the bridge has, which are left alone."""
     entry = _entry(call)
-    local, remote = await asyncio.gather(
+    endpoints = [remote_with_options(broker, entry.options) for broker in remote_endpoints(entry.data[CONF_REMOTE])]
+    local, remote, *others = await asyncio.gather(
         _async_test(lambda: local_broker(call.hass, entry.data[CONF_LOCAL])),
-        _async_test(lambda: remote_with_options(remote_broker(entry.data[CONF_REMOTE]), entry.options)),
+        *(_async_test(_given(broker)) for broker in endpoints),
     )
-    return {Side.LOCAL.value: local, Side.REMOTE.value: remote}
+    for broker, result in zip(endpoints[1:], others, strict=True):
+        result |= {"host": broker.host, "port": broker.port, "transport": broker.transport.value}
+    return {Side.LOCAL.value: local, Side.REMOTE.value: remote, "other_endpoints": list[JsonValueType](others)}
+
+
+def _given(broker: BrokerConfig) -> Callable[[], BrokerConfig]:
+    return lambda: broker
 
 
 async def _async_test(broker: Callable[[], BrokerConfig]) -> JsonObjectType:
