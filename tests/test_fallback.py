@@ -32,6 +32,7 @@ from .support.client import Client
 from .support.mosquitto import Mosquitto, MosquittoOptions
 from .support.processes import free_port, wait_until
 from .support.quic_front import Front
+from .test_services import call
 
 SWIFT = partial(FailoverConfig, patience=0.1, probe_interval=0.05, hold_down=0.2)
 
@@ -264,8 +265,7 @@ async def test_there_and_back(
             await home.publish("up/lamp", b"2", 1)
             await away.wait_for(2)
 
-            answer = await hass.services.async_call(DOMAIN, "test_connection", {}, blocking=True, return_response=True)
-            assert answer is not None
+            answer = await call(hass, "test_connection")
             assert answer["remote"]["error"] == "refused"
             [tried] = answer["other_endpoints"]
             assert tried["ok"] is True
