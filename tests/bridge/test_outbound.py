@@ -28,6 +28,7 @@ class Scene:
             Route(id="1", direction=Direction.BOTH, topic_filter="t/#"),
             Route(id="2", direction=Direction.BOTH, topic_filter="barrier"),
         )
+        self.delay = 0.0
         self.bridge = self.make()
 
     def make(self) -> Bridge:
@@ -40,7 +41,7 @@ class Scene:
             remote=broker("remote", self.remote_broker.port),
             routes=self.routes,
             backoff=BackoffConfig(base=0.01, cap=0.05),
-            outbox=OutboxConfig(path=self.path, delay=0.0),
+            outbox=OutboxConfig(path=self.path, delay=self.delay),
         )
         return Bridge(config, lambda: broker("local", self.local_broker.port), lambda _status: None)
 
@@ -162,6 +163,32 @@ async def test_receipts_survive_a_restart(scene: Scene) -> None:
     remote = await scene.remote_back()
     assert [(await remote.receive_publish()).payload for _ in range(2)] == [b"1", b"2"]
     assert scene.stored() == 2
+
+
+async def test_a_release_repeated_after_a_restart_does_not_pass_its_message(scene: Scene) -> None:
+    """Found by the soak: the remote delivered on the repeated PUBREL, and again when the row was sent afterwards."""
+    scene.delay = 0.3
+    scene.bridge = scene.make()
+    local, remote = await scene.connect()
+    local.publish("t/a", b"1", qos=2, mid=5)
+    assert (await remote.receive_publish()).packet_id == 5
+    remote.ack(PUBREC, 5)
+    await local.expect(PUBREC, 5)
+    await scene.outage(remote)
+    # Released before it goes to disk, so there is no receipt; and the source does not hear that we took it over.
+    local.ack(PUBREL, 5)
+    local.publish("t/a", b"2", mid=6)
+    await wait_until(lambda: scene.bridge.status.outbound.waiting == 2, what="both in memory")
+    await local.close()
+    await wait_until(lambda: scene.stored() == 2, what="both on disk")
+    local = await scene.restart()
+    local.ack(PUBREL, 5)
+    await local.expect(PUBCOMP, 5)
+    remote = await scene.remote_back()
+    first, second = await remote.receive_publish(), await remote.receive_publish()
+    assert (first.packet_id, first.payload, second.payload) == (5, b"1", b"2")
+    remote.ack(PUBREC, 5)
+    await remote.expect(PUBREL, 5)
 
 
 async def test_qos_1_repeated_after_a_restart_is_not_stored_twice(scene: Scene) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -22,7 +22,14 @@ _SETTLE: Final = 0.6
 _SHOWN: Final = 20
 _SHOWN_ERRORS: Final = 4
 _ALLOWED_DROPS: Final = {"disconnected"}
+_PRESENCE: Final[Mapping[str, str | int]] = {
+    "local_topic": "presence/remote",
+    "remote_topic": "presence/home",
+    "will_delay": 1,
+}
 _MORE_FDS: Final = 2
+_FALLBACK_TASKS: Final = 2
+"""Of a bridge on its way round: one waits for the session's end, one looks for something better."""
 _MORE_RSS_KIB: Final = 48 * 1024
 _MOST_THREADS: Final = 10
 
@@ -117,11 +124,24 @@ class Soak:
             world.forget_addresses()
             outbox = self._folder / "outbox.db" if random.random() < 0.7 else None
             nat = random.random() < 0.3
+            fallback = random.random() < 0.4
+            tickets = self._folder / "tickets" if random.random() < 0.7 else None
             world.bridge.settings = replace(
                 world.bridge.settings,
                 remote=world.relay.address if nat else world.front.address,
                 outbox=None if outbox is None else str(outbox),
                 outbox_delay=random.choice((0.1, 0.5, 2.0)),
+                fallback=(world.remote.host, world.remote.tls_port) if fallback else None,
+                failover={
+                    "patience": random.choice((0.0, 1.0)),
+                    "attempts": 1,
+                    "stable": 2.0,
+                    "probe_interval": 0.3,
+                    "hold_down": 1.0,
+                    "hold_down_cap": 4.0,
+                },
+                presence=random.choice((None, _PRESENCE)),
+                tickets=None if tickets is None else str(tickets),
                 broker={
                     "window": random.choice((20, 100, 1000)),
                     "keepalive": random.choice((2, 5, 30)),
@@ -130,7 +150,13 @@ class Soak:
                     "connack_timeout": 10.0,
                     "connect_timeout": 3.0,
                 },
-                quic={"handshake_timeout": 2.0, "ping_interval": 0.6, "ping_timeout": 0.8, "idle_timeout": 6.0},
+                quic={
+                    "handshake_timeout": 2.0,
+                    "ping_interval": 0.6,
+                    "ping_timeout": 0.8,
+                    "idle_timeout": 6.0,
+                    "early_data": random.random() < 0.5,
+                },
                 backoff={"base": 0.05, "cap": 0.5, "stable": 5.0, "refused_base": 0.2, "refused_cap": 0.5},
             )
             settings = world.bridge.settings
@@ -139,6 +165,10 @@ class Soak:
                 f"{settings.broker['keepalive']} s, "
                 + ("no Outbox" if outbox is None else f"Outbox after {settings.outbox_delay:g} s")
                 + (", behind a NAT" if nat else "")
+                + (", TLS/TCP as the way round" if fallback else "")
+                + (", tickets" if tickets is not None else "")
+                + (" and early data" if tickets is not None and settings.quic["early_data"] else "")
+                + (", presence" if settings.presence is not None else "")
             )
             await world.bridge.start()
         await world.wait_running()
@@ -215,6 +245,8 @@ class Soak:
             if set(report.dropped) - _ALLOWED_DROPS or report.fault is not None:
                 wrong.append(f"dropped messages, or a fault of the Outbox: {report}")
             tasks, fds = self._quiet.setdefault(world.bridge.settings.outbox is not None, (report.tasks, report.fds))
+            if world.bridge.settings.fallback is not None:
+                tasks += _FALLBACK_TASKS
             if report.tasks > tasks or report.fds > fds + _MORE_FDS or report.threads > _MOST_THREADS:
                 wrong.append(f"a leak: {tasks} tasks and {fds} files at first, now {report}")
             pid = world.bridge.pid

@@ -76,12 +76,14 @@ class World(contextlib.AsyncExitStack):
         options = MosquittoOptions(persistence=True, max_queued_messages=0)
         self.local = Mosquitto(self._folder / "local", options, name="local")
         self.remote = Mosquitto(self._folder / "remote", replace(options), name="remote")
+        self.remote.options.tls = certificates.server
         for broker in (self.local, self.remote):
             await self.enter_async_context(broker)
             self.logs.append(BrokerLog(broker.log_file))
         server = certificates.server
         self.front = Front(self.remote.address, server.cert_file, server.key_file)
         self.front.linger = True
+        self.front.policy.tickets = True
         await self.enter_async_context(self.front)
         self.relay = UdpRelay(self.front.address)
         await self.enter_async_context(self.relay)

@@ -32,6 +32,12 @@ class BridgeSettings:
     """Fields of QuicConfig."""
     backoff: Mapping[str, float] = field(default_factory=dict)
     """Numbers of BackoffConfig."""
+    fallback: Address | None = None
+    """TLS/TCP listener of the remote; None: QUIC alone."""
+    failover: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of FailoverConfig."""
+    tickets: str | None = None
+    """File of the session tickets; None: full handshakes only."""
     outbox: str | None = None
     """File of the Outbox; None: without."""
     outbox_delay: float = 2.0

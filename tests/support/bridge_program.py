@@ -21,6 +21,8 @@ from custom_components.quic_bridge.bridge.config import (
     BackoffConfig,
     BridgeConfig,
     BrokerConfig,
+    Endpoint,
+    FailoverConfig,
     OutboxConfig,
     PresenceConfig,
     QuicConfig,
@@ -62,6 +64,13 @@ def make_bridge(settings: BridgeSettings) -> Bridge:
             for number, (direction, topic_filter) in enumerate(settings.routes)
         ),
         backoff=BackoffConfig(**settings.backoff),
+        failover=FailoverConfig(
+            fallback=None
+            if settings.fallback is None
+            else Endpoint(host=settings.fallback[0], port=settings.fallback[1]),
+            **settings.failover,  # type: ignore[arg-type] # numbers
+        ),
+        tickets=None if settings.tickets is None else Path(settings.tickets),
         outbox=outbox,
         presence=None if settings.presence is None else PresenceConfig(**settings.presence),  # type: ignore[arg-type] # as told
     )

@@ -208,8 +208,10 @@ class Forwarder(PublishReceiver, AckReceiver, StreamOwner):
             message.qos = 2
             message.stage = Stage.RECEIVED
             self._owed[mid] = message
-            if mid in self._flying or self._is_ours(mid):
-                message.stage = Stage.DONE  # an orphan has the identifier, or we took the message over
+            if mid in self._flying or self._is_ours(mid) or self._is_row(mid):
+                # An orphan has the identifier, or we took the message over. Released now, it would be delivered before
+                # its row is sent, and then once more: the target would not know the identifier any longer.
+                message.stage = Stage.DONE
             elif self._target is not None and mid in self._target.reserved:
                 message.stage = Stage.QUEUED
                 self._enqueue(message)  # until the message of our own that has the identifier is through
@@ -604,6 +606,10 @@ class Forwarder(PublishReceiver, AckReceiver, StreamOwner):
 
     def _is_ours(self, _mid: int) -> bool:
         """Whether we took over the source's QoS 2 message of that identifier before a restart."""
+        return False
+
+    def _is_row(self, _mid: int) -> bool:
+        """Whether a message in the Outbox has that identifier at the target."""
         return False
 
     # --- back-pressure ------------------------------------------------------------------------------------------------

@@ -177,6 +177,10 @@ class OutboundForwarder(Forwarder, SpoolOwner):
     # --- what the brokers say -----------------------------------------------------------------------------------------
 
     @override
+    def _is_row(self, mid: int) -> bool:
+        return self._spool.has_row(mid)
+
+    @override
     def _acknowledge(self, message: Message) -> None:
         if message.row is None:
             super()._acknowledge(message)

@@ -108,6 +108,11 @@ class Outbox:
         return self._store.figures.receipts
 
     @property
+    def given(self) -> AbstractSet[int]:
+        """The identifiers under which messages here, or their releases, were or will be sent to the remote."""
+        return self._store.figures.given
+
+    @property
     def dropped(self) -> Mapping[OutboxDrop, int]:
         """Messages dropped since this object was made, by whatever method found them."""
         return self._store.figures.dropped

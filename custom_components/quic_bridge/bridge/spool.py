@@ -179,6 +179,10 @@ class Spool:
             self._order = order
             self._mixed = self._mixed or bool(self._pending) or not self._outbox.is_empty
 
+    def has_row(self, mid: int) -> bool:
+        """Whether a message in the file goes by this identifier at the remote."""
+        return mid in self._outbox.given
+
     def remove_receipt(self, mid: int) -> None:
         """Note the source's PUBREL; `receipt_removed` follows."""
         self._receipts.append(mid)
