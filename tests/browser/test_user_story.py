@@ -19,6 +19,16 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 NAME = "MQTT-over-QUIC Bridge"
 ROUTE = "config_subentries.route"
 SENSOR = "entity.sensor"
+MOSQUITTO_CONF = """\
+connection office
+address broker.example.org:1883
+clientid home
+remote_username home
+topic # out 1 zigbee2mqtt/ site/7/zigbee2mqtt/
+topic # in 1 office/ office/
+try_private true
+keepalive_interval 30
+"""
 
 
 async def test_user_story(world: World, page: Page, language: str, tmp_path: Path) -> None:
@@ -26,6 +36,7 @@ async def test_user_story(world: World, page: Page, language: str, tmp_path: Pat
     async with Visitor(page, world.hass.url, texts, pictures=pictures, scratch=tmp_path) as visitor:
         await visitor.log_in(USER, PASSWORD)
         await set_up(visitor, world)
+        await look_at_an_import(visitor)
         await add_a_route(visitor)
         await see_it_work(visitor, world)
         await see_an_outage(visitor, world)
@@ -57,6 +68,10 @@ async def set_up(visitor: Visitor, world: World) -> None:
     await visitor.picture_of_dialog("setup-remote")
     await visitor.fill(f"{remote}.data.host", "localhost")
     await visitor.fill(f"{remote}.data.port", str(world.front.port))
+    await visitor.submit()
+    await visitor.see_step("config.step.certificate")
+    await visitor.choose("config.step.certificate.menu_options.back")
+    await visitor.see_step(remote)
     await visitor.open_section(f"{remote}.sections.tls.name")
     await visitor.fill(f"{remote}.sections.tls.data.ca", world.certs.ca_pem)
     await visitor.submit()
@@ -77,6 +92,19 @@ async def set_up(visitor: Visitor, world: World) -> None:
     await visitor.picture_of_dialog("setup-topics")
     await visitor.submit()
     await visitor.name_device("Office")
+
+
+async def look_at_an_import(visitor: Visitor) -> None:
+    """See what would become of another bridge's configuration, and leave it at that."""
+    await visitor.begin_integration(NAME)
+    await visitor.see_step("config.step.user")
+    await visitor.choose("config.step.user.menu_options.import_file")
+    await visitor.see_step("config.step.import_file")
+    await visitor.fill("config.step.import_file.data.config_text", MOSQUITTO_CONF)
+    await visitor.submit()
+    await visitor.see_step("config.step.import_review")
+    await visitor.picture_of_dialog("import-review")
+    await visitor.close()
 
 
 async def add_a_route(visitor: Visitor) -> None:
@@ -100,7 +128,7 @@ async def add_a_route(visitor: Visitor) -> None:
     await visitor.submit()
     await visitor.see_route("home/+/state → site/7/{1}/state")
     await visitor.look_at_page()
-    await visitor.picture_of_page("integration", height=880)
+    await visitor.picture_of_page("integration")
 
 
 async def see_it_work(visitor: Visitor, world: World) -> None:
@@ -112,7 +140,7 @@ async def see_it_work(visitor: Visitor, world: World) -> None:
             await local.publish("zigbee2mqtt/lamp", f"{number}".encode(), qos=1)
     await visitor.see_entity(f"{SENSOR}.messages_sent", re.compile(r"\b5\b"))
     await visitor.look_at_page()
-    await visitor.picture_of_page("device", height=1740)
+    await visitor.picture_of_page("device")
 
 
 async def see_an_outage(visitor: Visitor, world: World) -> None:
@@ -124,7 +152,7 @@ async def see_an_outage(visitor: Visitor, world: World) -> None:
     await visitor.see_entity(f"{SENSOR}.status", visitor.text(f"{SENSOR}.status.state.remote_down"))
     await visitor.see_entity(f"{SENSOR}.outbox_messages", re.compile(r"\b3\b"))
     await visitor.look_at_page()
-    await visitor.picture_of_page("device-remote-down", height=1740)
+    await visitor.picture_of_page("device-remote-down")
     await world.front.start()
     await visitor.see_entity(f"{SENSOR}.status", visitor.text(f"{SENSOR}.status.state.running"))
     await visitor.see_entity(f"{SENSOR}.messages_sent", re.compile(r"\b8\b"))
@@ -167,4 +195,4 @@ async def look_at_the_dashboard(visitor: Visitor, world: World) -> None:
     path = await dashboard.add_dashboard(world.api, entry_id)
     await visitor.open_dashboard(path, at=dashboard.NOW)
     await visitor.look_at_page()
-    await visitor.picture_of_page("dashboard", height=780)
+    await visitor.picture_of_page("dashboard")

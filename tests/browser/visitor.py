@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
+import math
 from pathlib import Path
 import re
 from typing import Final, Self
@@ -22,6 +23,8 @@ PATIENCE: Final = 20.0
 
 WIDTH, HEIGHT = 1200, 1400
 """Pixels of the page: high enough for every dialog."""
+MARGIN: Final = 16
+"""Pixels below the last card in a picture."""
 
 _LOOK: Final = (Path(__file__).parent / "look.js").read_text()
 
@@ -218,10 +221,11 @@ class Visitor:
         await self.page.mouse.move(0, 0)
         await self._pictures.take(name, self._dialog.locator("dialog"))
 
-    async def picture_of_page(self, name: str, *, height: int) -> None:
-        """Take a picture of the page for the documentation, so many pixels high."""
-        whole = self.page.viewport_size
-        await self.page.set_viewport_size({"width": WIDTH, "height": height})
+    async def picture_of_page(self, name: str) -> None:
+        """Take a picture of the page for the documentation, down to its last card."""
+        height = await self.page.locator("ha-card, ha-config-entry-row").evaluate_all(
+            "(cards) => Math.max(...cards.map((card) => card.getBoundingClientRect().bottom))"
+        )
+        await self.page.set_viewport_size({"width": WIDTH, "height": math.ceil(height) + MARGIN})
         await self._pictures.take(name, self.page.locator("html"))
-        if whole is not None:
-            await self.page.set_viewport_size(whole)
+        await self.page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
