@@ -6,11 +6,13 @@ import re
 
 from homeassistant.data_entry_flow import section
 from homeassistant.helpers.selector import NumberSelector
+import probatio
 import pytest
 
 from custom_components.quic_bridge.bridge.config import BackoffConfig, BrokerConfig, QuicConfig, timer_conflict
 from custom_components.quic_bridge.bridge.guard import LoopGuard
-from custom_components.quic_bridge.option_forms import PAGES, Page
+from custom_components.quic_bridge.flow_forms import LOCAL_CUSTOM_SCHEMA, REMOTE_SCHEMA
+from custom_components.quic_bridge.option_forms import PAGES
 from custom_components.quic_bridge.options import (
     CONGESTION_CONTROLS,
     CONNECTION_OPTIONS,
@@ -38,10 +40,10 @@ def rows(columns: int) -> Iterator[list[str]]:
             yield [cell.strip("`") for cell in cells]
 
 
-def fields(page: Page) -> dict[str, object]:
-    """Return the fields of a page, those in its sections included."""
+def fields(schema: probatio.Schema) -> dict[str, object]:
+    """Return the fields of a form, those in its sections included."""
     found: dict[str, object] = {}
-    for key, field in page.schema.schema.items():
+    for key, field in schema.schema.items():
         found |= (
             {str(name): inner for name, inner in field.schema.schema.items()}
             if isinstance(field, section)
@@ -59,12 +61,22 @@ def test_documented_defaults_are_those_of_the_code(key: str) -> None:
 
 
 def test_every_option_is_documented_and_nothing_else() -> None:
-    found = {key for page in PAGES.values() for key in fields(page)}
+    found = {key for page in PAGES.values() for key in fields(page.schema)}
     assert {row[1] for row in rows(6)} == found - {"profile"}
     defaults = {row[1]: row[2] for row in rows(6)}
     assert defaults["congestion_control"] == CONGESTION_CONTROLS[0] == QuicConfig().congestion_control
     assert defaults["loop_guard"] == LoopGuard().mode
     assert {key: defaults[key] for key in PRESENCE_DEFAULTS} == PRESENCE_DEFAULTS
+
+
+def test_every_field_of_a_broker_is_documented() -> None:
+    documented = {
+        key
+        for line in DOCUMENT.splitlines()
+        if len(cells := line.split("|")[1:-1]) == 4
+        for key in re.findall(r"`(\w+)`", cells[1])
+    }
+    assert documented == {key for schema in (LOCAL_CUSTOM_SCHEMA, REMOTE_SCHEMA) for key in fields(schema)}
 
 
 def test_documented_profiles_are_those_of_the_code() -> None:
@@ -103,7 +115,7 @@ def test_every_number_has_its_unit_and_its_default_in_the_form() -> None:
             for key, text in texts.items()
             if key.startswith(f"options.step.{step}.") and ".data_description." in key
         }
-        numbers = {key: field for key, field in fields(page).items() if isinstance(field, NumberSelector)}
+        numbers = {key: field for key, field in fields(page.schema).items() if isinstance(field, NumberSelector)}
         assert set(numbers) == set(page.numbers)
         for key, selector in numbers.items():
             unit = selector.config["unit_of_measurement"]
