@@ -434,6 +434,7 @@ def test_home_assistant_side_uses_the_core_by_its_face() -> None:
         "publisher",
         "routes",
         "status",
+        "topic_tree",
         "topics",
     }
     for path, tree in trees():

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from .bridge.routes import Direction, Route
 from .bridge.status import BridgeStatus, LinkState, Side
-from .bridge.topics import covers
+from .bridge.topic_tree import TopicTree
 
 _SOURCES = ((Direction.TO_REMOTE, Side.LOCAL), (Direction.TO_LOCAL, Side.REMOTE))
 """Which broker is asked for the messages of a direction."""
@@ -46,12 +46,12 @@ def route_problems(
         link = status.local if side is Side.LOCAL else status.remote
         if link.state is LinkState.STOPPED or not link.failed_filters:
             continue
+        refused = TopicTree(link.failed_filters.items())
         for route in routes:
             way = route.way(direction)
-            for topic_filter, reason in link.failed_filters.items():
-                if way and covers(topic_filter, way.topic_filter):
-                    yield RouteProblem(Problem.REFUSED, route, side=side, reason=reason)
-                    break
+            reason = next(refused.covering(way.topic_filter), None) if way else None
+            if reason is not None:
+                yield RouteProblem(Problem.REFUSED, route, side=side, reason=reason)
     for route in routes:
         if (other := hidden.get(route.id)) is not None:
             yield RouteProblem(Problem.HIDDEN, route, other=other)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 import hashlib
 import itertools
-from itertools import chain
 from typing import Final
 
-from .topics import Rewrite, covers, has_wildcards, matches, overlap, valid_topic, validate_filter
+from .topic_tree import TopicTree
+from .topics import Rewrite, matches, overlap, valid_topic, validate_filter
 
 
 class Direction(StrEnum):
@@ -112,6 +112,9 @@ def same_name(topic_filter: str) -> str:
     return "/".join(f"{{{next(numbers)}}}" if level in {"+", "#"} else level for level in topic_filter.split("/"))
 
 
+_MOST_RETAINED: Final = (RetainedAtConnect.ALWAYS, RetainedAtConnect.ONCE, RetainedAtConnect.NEVER)
+
+
 @dataclass(frozen=True, slots=True)
 class Subscription:
     """What to ask the source of a direction for."""
@@ -131,44 +134,39 @@ def subscriptions(routes: Iterable[Route], direction: Direction) -> list[Subscri
     for route in routes:
         if way := route.way(direction):
             wanted.setdefault(way.topic_filter, []).append(route)
-    found: list[Subscription] = []
-    for topic_filter in wanted:
-        if any(other != topic_filter and covers(other, topic_filter) for other in wanted):
-            continue
-        served = [route for other, group in wanted.items() if covers(topic_filter, other) for route in group]
-        modes = {route.retained for route in served}
-        retained = next(
-            mode
-            for mode in (RetainedAtConnect.ALWAYS, RetainedAtConnect.ONCE, RetainedAtConnect.NEVER)
-            if mode in modes
+    tree = TopicTree((topic_filter, topic_filter) for topic_filter in wanted)
+    served: dict[str, list[Route]] = {}
+    covered = set[str]()
+    for topic_filter, group in wanted.items():
+        for wider in tree.covering(topic_filter):
+            served.setdefault(wider, []).extend(group)
+            if wider != topic_filter:
+                covered.add(topic_filter)
+    return [
+        Subscription(
+            topic_filter,
+            max(route.max_qos for route in served[topic_filter]),
+            next(mode for mode in _MOST_RETAINED if any(route.retained is mode for route in served[topic_filter])),
         )
-        found.append(Subscription(topic_filter, max(route.max_qos for route in served), retained))
-    return found
+        for topic_filter in wanted
+        if topic_filter not in covered
+    ]
 
 
 def hidden_routes(routes: Iterable[Route]) -> dict[str, Route]:
     """Return the routes that never get a message, by their id, each with the one before it that takes them all."""
     found: dict[str, Route] = {}
-    same: dict[tuple[Direction, str], list[tuple[Route, dict[Direction, str]]]] = {}
-    wide: list[tuple[Route, dict[Direction, str]]] = []
+    earlier: list[Route] = []
+    trees = {direction: TopicTree[int]() for direction in (Direction.TO_REMOTE, Direction.TO_LOCAL)}
     for route in routes:
-        filters = {
-            direction: way.topic_filter
-            for direction in (Direction.TO_REMOTE, Direction.TO_LOCAL)
-            if (way := route.way(direction))
-        }
-        # Only a filter with wildcards takes more than its equal, so thousands of plain topics are no work.
-        for other, theirs in chain(*(same.get(item, ()) for item in filters.items()), wide):
-            if all(direction in theirs and covers(theirs[direction], name) for direction, name in filters.items()):
-                found[route.id] = other
-                break
-        if route.exclude:
-            continue
-        if any(has_wildcards(topic_filter) for topic_filter in filters.values()):
-            wide.append((route, filters))
-        else:
-            for item in filters.items():
-                same.setdefault(item, []).append((route, filters))
+        filters = {direction: way.topic_filter for direction in trees if (way := route.way(direction))}
+        takers = [set(trees[direction].covering(topic_filter)) for direction, topic_filter in filters.items()]
+        if both := set.intersection(*takers):
+            found[route.id] = earlier[min(both)]
+        if not route.exclude:
+            for direction, topic_filter in filters.items():
+                trees[direction].add(topic_filter, len(earlier))
+            earlier.append(route)
     return found
 
 
@@ -235,8 +233,10 @@ class Router:
         self._ours = ours
         opposite = Direction.TO_LOCAL if direction is Direction.TO_REMOTE else Direction.TO_REMOTE
         self._ways = [(route, way) for route in routes if (way := route.way(direction))]
-        self._filters_back = [way.topic_filter for route in routes if (way := route.way(opposite))]
+        self._tree = TopicTree((way.topic_filter, position) for position, (_, way) in enumerate(self._ways))
+        self._filters_back = TopicTree((way.topic_filter, True) for route in routes if (way := route.way(opposite)))
         self._ways_back = [back for route in routes if (way := route.way(opposite)) and (back := way.reversed())]
+        self._tree_back = TopicTree((back.topic_filter, position) for position, back in enumerate(self._ways_back))
         self._reversed = direction is Direction.TO_LOCAL
         self._cache: dict[bytes, Plan] = {}
 
@@ -256,7 +256,8 @@ class Router:
         if name == self._ours[0]:
             return Plan(None, excluded=True)
         excluded = False
-        for route, way in self._ways:
+        for position in sorted(self._tree.covering(name)):
+            route, way = self._ways[position]
             new = way.apply(name)
             if new is None:
                 continue
@@ -266,7 +267,7 @@ class Router:
                 continue
             if new == self._ours[1]:
                 return Plan(None)
-            comes_back = any(matches(topic_filter, new) for topic_filter in self._filters_back)
+            comes_back = any(self._filters_back.covering(new))
             return Plan(route, None if new == name else new.encode(), comes_back=comes_back)
         return Plan(None, excluded=excluded)
 
@@ -274,7 +275,7 @@ class Router:
         """Name under which an answer to `topic` comes back here (MQTT 5, 4.10); the same where no route brings it."""
         if valid_topic(topic):
             name = topic.decode()
-            for back in self._ways_back:
-                if (new := back.apply(name)) is not None:
+            for position in sorted(self._tree_back.covering(name)):
+                if (new := self._ways_back[position].apply(name)) is not None:
                     return new.encode()
         return topic

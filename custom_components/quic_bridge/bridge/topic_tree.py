@@ -1,0 +1,61 @@
+"""Many topic filters by their levels: which of them cover a topic or a filter, without a look at all the others."""
+
+from collections.abc import Iterable, Iterator
+
+
+class _Node[T]:
+    """One level of filters; `#` is a child like the others."""
+
+    __slots__ = ("children", "values")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node[T]] = {}
+        self.values: list[T] = []
+
+
+class TopicTree[T]:
+    """Values by topic filters; one filter may have several values."""
+
+    def __init__(self, items: Iterable[tuple[str, T]] = ()) -> None:
+        """Begin with filters and their values."""
+        self._root = _Node[T]()
+        for topic_filter, value in items:
+            self.add(topic_filter, value)
+
+    def add(self, topic_filter: str, value: T) -> None:
+        """Add a value under a filter, which must be valid."""
+        node = self._root
+        for level in topic_filter.split("/"):
+            following = node.children.get(level)
+            if following is None:
+                following = node.children[level] = _Node[T]()
+            node = following
+        node.values.append(value)
+
+    def covering(self, topic: str) -> Iterator[T]:
+        """Yield the values of all filters that cover a topic, or a filter (see `topics.covers`), in no order.
+
+        The work is with the number of filters that share their first levels with it, and grows with its levels.
+        """
+        nodes = [self._root]
+        wild = not topic.startswith("$")  # wildcards do not stand for a leading $ (MQTT 5, 4.7.1.2)
+        for level in topic.split("/"):
+            following: list[_Node[T]] = []
+            for node in nodes:
+                children = node.children
+                if wild and (rest := children.get("#")) is not None:
+                    yield from rest.values
+                if level == "#":
+                    continue
+                if (same := children.get(level)) is not None:
+                    following.append(same)
+                if wild and level != "+" and (any_level := children.get("+")) is not None:
+                    following.append(any_level)
+            if not following:
+                return
+            nodes = following
+            wild = True
+        for node in nodes:
+            yield from node.values
+            if (rest := node.children.get("#")) is not None:
+                yield from rest.values

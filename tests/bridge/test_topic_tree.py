@@ -1,0 +1,132 @@
+"""Many filters at once: the tree, and what is built on it, say what a look at each filter says."""
+
+from hypothesis import given, strategies as st
+
+from custom_components.quic_bridge.bridge.routes import (
+    Direction,
+    RetainedAtConnect,
+    Route,
+    Router,
+    Subscription,
+    hidden_routes,
+    subscriptions,
+)
+from custom_components.quic_bridge.bridge.topic_tree import TopicTree
+from custom_components.quic_bridge.bridge.topics import covers, matches
+
+_levels = st.sampled_from(["a", "b", "", "+", "$x"])
+filters = st.builds(
+    lambda parts, tail: "/".join([*parts, "#"] if tail else parts),
+    st.lists(_levels, min_size=1, max_size=3),
+    st.booleans(),
+).filter(bool)
+names = st.lists(st.sampled_from(["a", "b", "", "$x", "c"]), min_size=1, max_size=4).map("/".join).filter(bool)
+routes = st.lists(
+    st.builds(
+        lambda direction, topic_filter, renamed, exclude, qos, retained: (
+            direction,
+            topic_filter,
+            f"site/{_captures(topic_filter)}" if renamed else "",
+            tuple(exclude),
+            qos,
+            retained,
+        ),
+        st.sampled_from(Direction),
+        filters,
+        st.booleans(),
+        st.lists(filters, max_size=1),
+        st.integers(0, 2),
+        st.sampled_from(RetainedAtConnect),
+    ),
+    max_size=8,
+).map(
+    lambda items: [
+        Route(
+            id=str(number),
+            direction=direction,
+            topic_filter=topic_filter,
+            target=target,
+            exclude=exclude,
+            max_qos=qos,
+            retained=retained,
+        )
+        for number, (direction, topic_filter, target, exclude, qos, retained) in enumerate(items)
+    ]
+)
+
+
+def _captures(topic_filter: str) -> str:
+    """Name the levels of a filter, with its wildcards as captures."""
+    number = 0
+    levels = []
+    for level in topic_filter.split("/"):
+        number += level in {"+", "#"}
+        levels.append(f"{{{number}}}" if level in {"+", "#"} else level)
+    return "/".join(levels)
+
+
+@given(st.lists(filters, max_size=12), filters | names)
+def test_covering_is_what_covers_says_of_each(wide: list[str], topic: str) -> None:
+    tree = TopicTree((name, number) for number, name in enumerate(wide))
+    assert sorted(tree.covering(topic)) == [number for number, name in enumerate(wide) if covers(name, topic)]
+
+
+@given(routes, names, st.sampled_from([Direction.TO_REMOTE, Direction.TO_LOCAL]))
+def test_the_router_takes_the_first_that_matches(found: list[Route], topic: str, direction: Direction) -> None:
+    """The rule as the documentation has it, route by route."""
+    expected: tuple[Route | None, str] = (None, topic)
+    excluded = False
+    for route in found:
+        way = route.way(direction)
+        new = way.apply(topic) if way is not None else None
+        if new is None:
+            continue
+        local = new if route.direction is Direction.BOTH and direction is Direction.TO_LOCAL else topic
+        if any(matches(exclude, local) for exclude in route.exclude):
+            excluded = True
+            continue
+        expected = (route, new)
+        break
+    plan = Router(found, direction).find(topic.encode())
+    assert (plan.route, (plan.topic or topic.encode()).decode()) == expected
+    assert plan.excluded == (excluded and expected[0] is None)
+
+
+@given(routes, st.sampled_from([Direction.TO_REMOTE, Direction.TO_LOCAL]))
+def test_subscriptions_are_the_widest_filters_with_the_most_that_is_wanted(
+    found: list[Route], direction: Direction
+) -> None:
+    ways = [(way.topic_filter, route) for route in found if (way := route.way(direction))]
+    order = (RetainedAtConnect.ALWAYS, RetainedAtConnect.ONCE, RetainedAtConnect.NEVER)
+    expected = []
+    for name in dict.fromkeys(name for name, _ in ways):
+        if not any(other != name and covers(other, name) for other, _ in ways):
+            served = [route for other, route in ways if covers(name, other)]
+            expected.append(
+                Subscription(
+                    name,
+                    max(route.max_qos for route in served),
+                    min((route.retained for route in served), key=order.index),
+                )
+            )
+    assert subscriptions(found, direction) == expected
+
+
+@given(routes)
+def test_a_hidden_route_has_one_before_it_that_takes_all(found: list[Route]) -> None:
+    expected = {}
+    both = (Direction.TO_REMOTE, Direction.TO_LOCAL)
+    for position, route in enumerate(found):
+        for other in found[:position]:
+            pairs = [(other.way(direction), way) for direction in both if (way := route.way(direction))]
+            if not other.exclude and all(wide and covers(wide.topic_filter, way.topic_filter) for wide, way in pairs):
+                expected[route.id] = other
+                break
+    assert hidden_routes(found) == expected
+
+
+def test_filters_with_thousands_of_levels() -> None:
+    """A topic may have 65,535 levels, a filter as well."""
+    deep = "/" * 20_000
+    tree = TopicTree([(deep, 1), ("#", 2), (f"{deep}#", 3), ("+/+", 4)])
+    assert sorted(tree.covering(deep)) == [1, 2, 3]
