@@ -29,7 +29,7 @@ from .bridge_process import REPOSITORY
 
 HOME_ADDRESS: Final = "10.77.0.1"
 AWAY_ADDRESS: Final = "10.77.0.2"
-_DEVICE: Final = "line"
+DEVICE: Final = "line"
 _TUN: Final = Path("/dev/net/tun")
 _TUNSETIFF: Final = 0x400454CA
 _IFF_TUN_NO_PI: Final = 0x0001 | 0x1000
@@ -100,11 +100,11 @@ class Namespace:
         """Make the line's device here, with this address, and return the file that its packets pass through."""
         with self._entered():
             device = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", _DEVICE.encode(), _IFF_TUN_NO_PI))
+            fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", DEVICE.encode(), _IFF_TUN_NO_PI))
             for command in (
                 "link set lo up",
-                f"address add {address}/24 dev {_DEVICE}",
-                f"link set {_DEVICE} up",
+                f"address add {address}/24 dev {DEVICE}",
+                f"link set {DEVICE} up",
             ):
                 subprocess.run(["ip", *command.split()], check=True)
             return device

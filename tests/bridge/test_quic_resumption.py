@@ -71,6 +71,7 @@ async def test_the_second_connection_is_resumed(
         assert front.connection.resumed
         assert not front.connection.early_data
         assert status.handshake_ms is not None
+        assert status.certificate == first.certificate is not None, "as it was shown"
     # The time of the certificate check is that of the first.
     assert {ticket.trusted_until for _, ticket in store._tickets} == {store._tickets[0][1].trusted_until}
 

@@ -4,11 +4,15 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
+import functools
 import json
 import logging
 from pathlib import Path
 
 from aioquic.tls import CipherSuite, SessionTicket
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 import pytest
 
 from custom_components.quic_bridge.bridge.bridge import remove_files
@@ -29,6 +33,16 @@ from ..support.processes import wait_until
 NOW = datetime.now(UTC)
 
 
+@functools.cache
+def certificate(days: float = 300) -> x509.Certificate:
+    """Make a certificate that is valid for so long."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([])
+    return x509.CertificateBuilder(
+        name, name, key.public_key(), 1, NOW - timedelta(days=1), NOW + timedelta(days=days)
+    ).sign(key, hashes.SHA256())
+
+
 def ticket(name: str = "one", **changes: object) -> Ticket:
     """Make a ticket that is valid for an hour."""
     session = SessionTicket(
@@ -43,7 +57,7 @@ def ticket(name: str = "one", **changes: object) -> Ticket:
         other_extensions=[(57, b"\x01\x02")],
     )
     session = replace(session, **changes)  # type: ignore[arg-type]
-    return Ticket(session, NOW + timedelta(hours=2))
+    return Ticket(session, NOW + timedelta(hours=2), certificate())
 
 
 def names(store: TicketStore, key: str) -> list[str]:
@@ -146,12 +160,9 @@ async def test_an_expired_ticket_is_not_used(path: Path) -> None:
 
 def test_trust_ends_after_a_day_or_with_the_certificate() -> None:
     session = ticket(not_valid_after=NOW + timedelta(days=7)).session
-    for expires, until in (
-        (None, TRUST),
-        (NOW + timedelta(days=300), TRUST),
-        (NOW + timedelta(hours=3), timedelta(hours=3)),
-    ):
-        assert abs(Ticket.checked_now(session, expires).trusted_until - NOW - until) < timedelta(minutes=30)
+    for days, until in ((300, TRUST), (0.125, timedelta(hours=3))):
+        found = Ticket.checked_now(session, certificate(days))
+        assert abs(found.trusted_until - NOW - until) < timedelta(minutes=30)
 
 
 async def test_what_did_no_good_is_forgotten(path: Path) -> None:
@@ -176,6 +187,7 @@ async def test_what_did_no_good_is_forgotten(path: Path) -> None:
         pytest.param(lambda text: text.replace('"age_add": 17', '"age_add": "17"'), id="no-number"),
         pytest.param(lambda text: text.replace('"b25l"', '"b25"'), id="no-base64"),
         pytest.param(lambda text: text.replace("+00:00", ""), id="no-time-zone"),
+        pytest.param(lambda text: text.replace('"certificate": "M', '"certificate": "N'), id="no-certificate"),
         pytest.param(lambda text: text.replace('"cipher_suite": 4865', '"cipher_suite": 1'), id="no-cipher"),
         pytest.param(lambda text: text.replace("[[57", "[[null"), id="no-extension"),
         pytest.param(lambda text: text.replace("[[57", '"').replace("]]", '"'), id="no-extensions"),

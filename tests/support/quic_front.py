@@ -351,9 +351,12 @@ def main() -> None:
     parser.add_argument("--cert", type=Path, required=True, help="certificate chain (PEM)")
     parser.add_argument("--key", type=Path, required=True, help="private key (PEM)")
     parser.add_argument("--client-ca", type=Path, help="want client certificates of this authority (PEM)")
+    parser.add_argument("--tickets", action="store_true", help="give session tickets, and take early data")
     parser.add_argument("--answer-unknown", action="store_true", help="stateless resets for unknown connections")
     arguments = parser.parse_args()
-    policy = Policy(client_ca_pem=arguments.client_ca.read_text() if arguments.client_ca else None)
+    policy = Policy(
+        client_ca_pem=arguments.client_ca.read_text() if arguments.client_ca else None, tickets=arguments.tickets
+    )
     host, port = arguments.listen
     front = Front(arguments.broker, arguments.cert, arguments.key, port=port, policy=policy)
     front.host = host

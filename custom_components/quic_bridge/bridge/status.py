@@ -106,7 +106,7 @@ class TransportStatus:
     """`QUIC v1`, `TLSv1.3` or None."""
     cipher: str | None = None
     certificate: CertificateStatus | None = None
-    """The broker's, as it showed it when the connection was made."""
+    """The broker's, as it showed it when the connection was made, or the one that it resumes."""
     client_certificate: CertificateStatus | None = None
     """Ours, as it was sent."""
     handshake_ms: float | None = None

@@ -1,7 +1,7 @@
 """From a broker's configuration to a QUIC connection: TLS material, addresses, tickets, handshakes."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import logging
 import socket
 from typing import Final, override
@@ -46,9 +46,15 @@ class Attempt(DriverOwner):
     """One address that is dialled. Once connected it keeps what comes until `hand_over`."""
 
     def __init__(
-        self, connection: ClientConnection, address: Address, config: BrokerConfig, ours: CertificateStatus | None
+        self,
+        connection: ClientConnection,
+        address: Address,
+        config: BrokerConfig,
+        ticket: Ticket | None,
+        ours: CertificateStatus | None,
     ) -> None:
         """Prepare; `run` dials. `ours` is the client certificate of the connection."""
+        self._ticket = ticket
         self.driver = QuicDriver(connection, address, config.quic, self)
         self._client_certificate = ours
         self._certificate: CertificateStatus | None = None
@@ -127,7 +133,10 @@ class Attempt(DriverOwner):
 
     @override
     def handshake_completed(self) -> None:
-        if (certificate := self.driver.connection.certificate) is not None:
+        certificate = self.driver.connection.certificate
+        if certificate is None and self._ticket is not None:
+            certificate = self._ticket.certificate
+        if certificate is not None:
             self._certificate = describe(certificate)
         if not self._handshake.done():
             self._handshake.set_result(None)
@@ -216,7 +225,7 @@ class Dialler:
             verify=material.verify,
             on_ticket=keep if self._tickets is not None else None,
         )
-        attempt = Attempt(connection, address, self._config, material.client_certificate)
+        attempt = Attempt(connection, address, self._config, ticket, material.client_certificate)
         self._attempts.append(attempt)
         try:
             await attempt.run(deadline, early)
@@ -237,12 +246,11 @@ class Dialler:
         """Keep a ticket that the broker gave in a connection."""
         if self._tickets is None:
             return
-        if connection.resumed and used is not None:
-            ticket = Ticket(session, used.trusted_until)
-        else:
-            certificate = connection.certificate
-            ticket = Ticket.checked_now(session, None if certificate is None else certificate.not_valid_after_utc)
-        self._tickets.give(key, ticket)
+        certificate = connection.certificate
+        if certificate is not None:
+            self._tickets.give(key, Ticket.checked_now(session, certificate))
+        elif used is not None:
+            self._tickets.give(key, replace(used, session=session))
 
     def _configuration(self, material: _Material, ticket: Ticket | None) -> QuicConfiguration:
         quic = self._config.quic

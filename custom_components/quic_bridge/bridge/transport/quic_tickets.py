@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Final, Self
 
 from aioquic.tls import CipherSuite, SessionTicket
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from ..config import BrokerConfig, TlsConfig
 from ..tls import default_authorities, server_name
@@ -44,12 +46,13 @@ class Ticket:
 
     session: SessionTicket
     trusted_until: datetime
+    certificate: x509.Certificate
+    """The one that was shown then."""
 
     @classmethod
-    def checked_now(cls, session: SessionTicket, certificate_expires: datetime | None) -> Self:
-        """Make one for a ticket out of a connection in which the certificate was checked."""
-        until = datetime.now(UTC) + TRUST
-        return cls(session, until if certificate_expires is None else min(until, certificate_expires))
+    def checked_now(cls, session: SessionTicket, certificate: x509.Certificate) -> Self:
+        """Make one for a ticket out of a connection in which the certificate was shown, and checked."""
+        return cls(session, min(datetime.now(UTC) + TRUST, certificate.not_valid_after_utc), certificate)
 
     @property
     def is_valid(self) -> bool:
@@ -65,6 +68,7 @@ class Ticket:
         session = self.session
         return {
             "trusted_until": self.trusted_until.isoformat(),
+            "certificate": _to_text(self.certificate.public_bytes(Encoding.DER)),
             "age_add": session.age_add,
             "cipher_suite": int(session.cipher_suite),
             "not_valid_before": session.not_valid_before.isoformat(),
@@ -95,6 +99,7 @@ class Ticket:
                 other_extensions=[(_int(kind), _to_bytes(content)) for kind, content in extensions],
             ),
             _time(data["trusted_until"]),
+            x509.load_der_x509_certificate(_to_bytes(data["certificate"])),
         )
 
 
