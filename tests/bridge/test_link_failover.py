@@ -110,6 +110,7 @@ async def test_there_and_back_with_a_backlog(scene: Scene, block: Block) -> None
     """Traffic both ways from QUIC to TLS and back; messages wait in the Outbox when the way changes."""
     scene.front.linger = True
     scene.outbox = OutboxConfig(path=scene.outbox_path, delay=0.05)
+    scene.failover = replace(scene.failover, patience=1.5)  # time for a backlog, also on a busy machine
     await scene.running()
     async with Numbers(scene) as numbers:
         numbers.start()
