@@ -337,7 +337,7 @@ class Link:
         self._error = problem
         self._next_attempt = now + timedelta(seconds=delay)
         state = LinkState.REFUSED if refused else LinkState.WAITING
-        self._trouble = None if asked_for else state
+        self._trouble = LinkState.CONNECTING if asked_for else state  # what was asked for is no failure
         self._set_state(state)
         if delay:
             try:
