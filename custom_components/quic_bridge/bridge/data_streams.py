@@ -251,7 +251,7 @@ class DataStreams:
         route, session = message.plan.route, self._session
         if route is None or not route.own_stream or session is None or message.again or not message.packet:
             return None
-        qos = min(message.source_qos, route.max_qos, session.limits.max_qos)
+        qos = message.qos_at(session, route)
         stream = self._of(route.id, session)
         if stream is None or qos == 2 or (qos == 0 and not stream.proven):
             return None

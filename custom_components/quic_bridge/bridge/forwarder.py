@@ -276,7 +276,7 @@ class Forwarder(PublishReceiver, AckReceiver, StreamOwner):
         elif message.expired:
             self._drop(message, DropReason.EXPIRED, message.topic)
         else:
-            self._write(target, message, min(message.source_qos, route.max_qos, target.limits.max_qos))
+            self._write(target, message, message.qos_at(target, route))
         return True
 
     def _has_place(self, target: MqttSession, message: Message) -> bool:
@@ -289,10 +289,7 @@ class Forwarder(PublishReceiver, AckReceiver, StreamOwner):
 
     def _own_stream(self, message: Message) -> DataStream | None:
         """Return the stream of the message's route, if it has one that can carry it."""
-        route = message.plan.route
-        if route is None or not route.own_stream or self._strikes >= _STRIKES:
-            return None
-        return self._data_streams.find(message)
+        return self._data_streams.find(message) if self._strikes < _STRIKES else None
 
     @override
     def send_on(self, stream: DataStream, message: Message) -> bool:
@@ -307,7 +304,7 @@ class Forwarder(PublishReceiver, AckReceiver, StreamOwner):
             return True
         if not stream.open():
             return False
-        self._write(target, message, min(message.source_qos, route.max_qos, target.limits.max_qos), stream)
+        self._write(target, message, message.qos_at(target, route), stream)
         return True
 
     @override

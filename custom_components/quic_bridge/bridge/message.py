@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from . import codec
 from .guard import PathMarker
-from .routes import Plan, RetainMode, Router
+from .routes import Plan, RetainMode, Route, Router
 from .session import MqttSession
 
 if TYPE_CHECKING:
@@ -103,6 +103,10 @@ class Message:
     def source_qos(self) -> int:
         """QoS with which the source sent it."""
         return self.first >> 1 & 3
+
+    def qos_at(self, target: MqttSession, route: Route) -> int:
+        """QoS with which it goes to the target: no higher than the route and the target want."""
+        return min(self.source_qos, route.max_qos, target.limits.max_qos)
 
     @property
     def topic(self) -> str:
