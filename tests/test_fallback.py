@@ -156,6 +156,24 @@ async def test_a_fallback_is_tried_before_it_is_needed(
     assert suggested(await change(hass, entry), "fallback", "fallback_host") is None
 
 
+async def test_a_fallback_that_refuses_what_quic_accepts(
+    hass: HomeAssistant,
+    local_broker: Mosquitto,
+    remote_broker: Mosquitto,
+    quic_front: Front,
+    certs: Certificates,
+    tmp_path: Path,
+) -> None:
+    """A broker that answers there in its own words is quoted at the field it speaks of, not at the fallback's."""
+    result = await reach_remote(hass, local_broker)
+    options = MosquittoOptions(tls=certs.server, users={"bridge": "another"})
+    async with Mosquitto(tmp_path / "stranger", options, name="stranger") as stranger:
+        result = await fill(hass, result, typed(quic_front, certs, use_fallback=True, fallback_port=stranger.tls_port))
+        assert result["errors"] == {"username": "not_authorized"}
+    user_input = typed(quic_front, certs, use_fallback=True, fallback_port=remote_broker.tls_port)
+    await finish(hass, await fill(hass, result, user_input))
+
+
 @pytest.mark.parametrize("text", ["mqtts://broker", "broker:", "broker:0", "broker:65536", "broker:x", "my broker:1"])
 async def test_further_addresses_that_are_none(
     hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates, text: str
