@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Self
 
@@ -32,6 +32,7 @@ from custom_components.quic_bridge.bridge.status import (
     OutboxStatus,
 )
 
+from ..soak.broker_log import BrokerFaults, BrokerLog
 from ..support.certs import Certificate, Certificates
 from ..support.client import Client
 from ..support.mosquitto import Mosquitto, MosquittoOptions
@@ -233,6 +234,7 @@ class Numbers:
 
     def __init__(self, scene: BridgeScene) -> None:
         self.home, self.away = scene.clients()
+        self._logs = [BrokerLog(broker.log_file) for broker in (scene.local, scene.remote)]
         self.sent: Counter[str] = Counter()
         self._ending = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -278,15 +280,23 @@ class Numbers:
             await client.wait_for(arrived + number)
 
     async def settled(self, timeout: float = 15.0) -> None:  # noqa: ASYNC109
-        """End the publishing and check: nothing lost, order kept, QoS 2 exactly once."""
+        """End the publishing and check: nothing lost, order kept, QoS 2 exactly once.
+
+        mosquitto 2.0.11 may itself send what waited in a session behind what came later (see broker_log.py). Where its
+        log says so, so many messages of that topic may be late, as in the soak; the bridge adds none.
+        """
         self._ending = True
         await asyncio.gather(*self._tasks)
         await wait_until(lambda: not self.missing(), timeout, "the last message")
+        overtaken = sum((log.faults() for log in self._logs), BrokerFaults()).overtaken
         for topic, number in self.sent.items():
             arrived = [int(message.payload) for message in self.sink(topic).messages if message.topic == topic]
-            assert list(dict.fromkeys(arrived)) == list(range(number)), f"order on {topic}"
+            first = list(dict.fromkeys(arrived))
+            assert sorted(first) == list(range(number)), f"unknown messages on {topic}"
+            late = sum(item < highest for item, highest in zip(first, accumulate(first, max), strict=True))
+            assert late <= overtaken[topic], f"order on {topic}"
             if topic.endswith("/2"):
-                assert arrived == list(range(number)), f"copies on {topic}"
+                assert len(arrived) == number, f"copies on {topic}"
 
     def missing(self) -> dict[str, int]:
         """How many have not arrived."""

@@ -86,7 +86,7 @@ async def test_nothing_is_lost_and_order_is_kept_when_it_ends(
     scene.backoff = replace(scene.backoff, refused_base=0.05, refused_cap=0.1)
     await scene.running()
     async with Numbers(scene) as numbers:
-        numbers.start(down=False)
+        numbers.start()
         await numbers.flowing()
         for _ in range(3):
             await wait_until(
