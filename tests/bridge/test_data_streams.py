@@ -124,9 +124,16 @@ async def test_what_is_sent_again_on_the_sessions_stream_is_not_passed_by_what_f
         await numbers.home.burst("up/1", [b"%d" % number for number in range(10, 15)], 1)
         await scene.until(lambda status: status.outbound.waiting == 5, "five that are stuck")
         connection.stop_reading()
+        before = on_session_stream(connection)
         connection.data_streams[STREAM].end(reset=0)
+        await wait_until(lambda: on_session_stream(connection) == before + 5, 5, "the five again")
         await numbers.home.burst("up/1", [b"%d" % number for number in range(15, 20)], 1)
         await scene.until(lambda status: status.outbound.waiting == 10, "ten that wait")
+        # By the time that this has crossed, what was sent before on a stream has arrived at the front.
+        await numbers.home.subscribe("down/#", qos=1)
+        await numbers.away.publish("down/later", b"", 1)
+        await numbers.home.wait_for(lambda messages: any(message.topic == "down/later" for message in messages))
+        assert list(connection.data_streams) == [STREAM], "they passed by on another stream"
         connection.resume_reading()
         numbers.sent["up/1"] = 20
         await numbers.settled()
