@@ -53,7 +53,7 @@ class MemoryTransport:
     """A Transport (see transport/base.py) whose other end is a Peer."""
 
     kind = TransportKind.TCP
-    backlog = 0
+    backlog = written = acknowledged = 0
     status = TransportStatus()
 
     def __init__(self, peer: Peer) -> None:

@@ -22,6 +22,7 @@ from . import codec
 from .config import BrokerConfig
 from .echoes import Echoes
 from .errors import BridgeError, ErrorCode
+from .keepalive import Keepalive
 from .limits import Limits
 from .paho_client import (
     MQTT_5,
@@ -49,8 +50,6 @@ _RETAIN_HANDLING: Final = {
 }
 _UNSPECIFIED: Final = 0x80
 _NO_WILDCARDS: Final = 0xA2
-_STALLED_PINGS: Final = 3
-"""With our own reading paused, silence says less: so many ping deadlines pass before it counts."""
 _PINGRESP: Final = 0
 """Stands for a packet identifier, which PINGREQ and PINGRESP do not have."""
 
@@ -152,11 +151,7 @@ class MqttSession(TransportReceiver):
         self._lost: asyncio.Future[BridgeError] = loop.create_future()
         self._subacks: dict[int, asyncio.Future[list[int]]] = {}
         self._last_mid = 65_535
-        self._keepalive = config.keepalive
-        self._timer: asyncio.TimerHandle | None = None
-        self._received_at = 0.0
-        self._reading_paused = False
-        self._silent_pings = 0
+        self._keepalive = Keepalive(transport, config.ping_timeout, self.fail)
 
     # --- life -----------------------------------------------------------------------------------------------------
 
@@ -208,9 +203,7 @@ class MqttSession(TransportReceiver):
 
     def _end(self) -> None:
         """Release what is ours and tell the forwarders, once."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._keepalive.stop()
         ended = self._lost.result() if self._lost.done() and not self._lost.cancelled() else None
         for future in self._subacks.values():
             if not future.done():
@@ -266,14 +259,13 @@ class MqttSession(TransportReceiver):
         props: Properties | None,
     ) -> None:
         self.limits = Limits.read(props, window=self.config.window, v5=self.v5)
-        if self.limits.server_keep_alive is not None:
-            self._keepalive = self.limits.server_keep_alive
         self.session_present = flags.session_present
         if self.echoes is not None and not self.session_present:
             self.echoes.clear()
         self.connected = True
         self._connack.set_result(None)
-        self._schedule_ping()
+        told = self.limits.server_keep_alive
+        self._keepalive.start(self.config.keepalive if told is None else told)
         if self._presence is not None:
             self._presence.attached(self)
         self._publishes.source_attached(self)
@@ -314,9 +306,10 @@ class MqttSession(TransportReceiver):
             raise BridgeError(ErrorCode.CLOSED_BY_BROKER, f"connection lost before {what}")
         future: asyncio.Future[list[int]] = self._loop.create_future()
         self._subacks[mid] = future
+        if self._keepalive.reading_paused:
+            self.transport.resume_reading()
         try:
-            async with asyncio.timeout(_SUBACK_TIMEOUT):
-                return await future
+            return await self._keepalive.answer(future, _SUBACK_TIMEOUT)
         except TimeoutError:
             raise BridgeError(
                 ErrorCode.PROTOCOL_ERROR, f"the broker did not answer {what} within {_SUBACK_TIMEOUT:g} s"
@@ -324,6 +317,8 @@ class MqttSession(TransportReceiver):
         finally:
             self._subacks.pop(mid, None)
             self.reserved.discard(mid)
+            if self._keepalive.reading_paused and not self._subacks:
+                self.transport.pause_reading()
             if self.connected:
                 self._acks.target_writable()
 
@@ -355,7 +350,7 @@ class MqttSession(TransportReceiver):
 
     @override
     def data_received(self, data: bytes) -> None:
-        self._received_at = self._loop.time()
+        self._keepalive.heard()
         max_payload = self.config.max_payload
         try:
             for first, header, packet, size in self._framer.feed(data):
@@ -391,6 +386,7 @@ class MqttSession(TransportReceiver):
 
     def _control_packet(self, packet_type: int, header: int, packet: bytes) -> None:
         if packet_type == codec.PINGRESP:
+            self._keepalive.answered()
             self._answered(_PINGRESP, [])
             return
         body = packet[header:]
@@ -453,47 +449,22 @@ class MqttSession(TransportReceiver):
             self._acks.target_writable()
 
     def pause_reading(self) -> None:
-        """Let the broker wait: nothing more is read until `resume_reading`."""
-        self._reading_paused = True
-        self.transport.pause_reading()
+        """Let the broker wait: nothing more is read until `resume_reading`, but answers that we wait for."""
+        self._keepalive.reading_paused = True
+        if not self._subacks:
+            self.transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Read on."""
-        self._reading_paused = False
+        self._keepalive.reading_paused = False
         self.transport.resume_reading()
-
-    # --- liveness ---------------------------------------------------------------------------------------------------
 
     async def ping(self) -> float:
         """Return the seconds from a PINGREQ to its answer. Raises BridgeError when there is none."""
         began = self._loop.time()
-        self.write(codec.PINGREQ_PACKET)
+        self._keepalive.ping()
         await self._suback(_PINGRESP, "PINGREQ")
         return self._loop.time() - began
-
-    def _schedule_ping(self) -> None:
-        if self._keepalive:
-            self._timer = self._loop.call_later(self._keepalive, self._ping)
-
-    def _ping(self) -> None:
-        """Send a PINGREQ each keepalive, whatever the traffic: EMQX counts only what it hears (nanomq#1958)."""
-        self.write(codec.PINGREQ_PACKET)
-        deadline = min(self.config.ping_timeout, self._keepalive)
-        self._timer = self._loop.call_later(deadline, self._check_ping, self._loop.time())
-
-    def _check_ping(self, sent_at: float) -> None:
-        if self._received_at >= sent_at:
-            self._silent_pings = 0
-        else:
-            self._silent_pings += 1
-            if not self._reading_paused or self._silent_pings >= _STALLED_PINGS:
-                seconds = self._loop.time() - self._received_at
-                self.fail(
-                    BridgeError(ErrorCode.PING_TIMEOUT, f"no answer to PINGREQ; nothing received for {seconds:.0f} s")
-                )
-                return
-        rest = self._keepalive - min(self.config.ping_timeout, self._keepalive)
-        self._timer = self._loop.call_later(rest, self._ping)
 
 
 def _options(subscription: Subscription) -> SubscribeOptions:

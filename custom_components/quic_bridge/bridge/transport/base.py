@@ -92,6 +92,14 @@ class Transport(Protocol):
     def backlog(self) -> int:
         """Bytes written that the kernel (TCP) or the peer (QUIC) has not taken yet."""
 
+    @property
+    def written(self) -> int:
+        """Bytes that were written since the connection began; with TLS over TCP, about as they travel."""
+
+    @property
+    def acknowledged(self) -> int:
+        """How many of them the other host has acknowledged: on a slow line the only sign of life for a while."""
+
     def open_stream(self, receiver: StreamReceiver) -> ExtraStream | None:
         """Open one more stream; None: there are none (TCP), or the broker allows no more."""
 

@@ -118,6 +118,16 @@ class QuicTransport:
         """Bytes written that the broker has not acknowledged."""
         return self._driver.backlog if self._driver is not None else 0
 
+    @property
+    def written(self) -> int:
+        """Bytes of the stream that were written."""
+        return self._driver.written if self._driver is not None else 0
+
+    @property
+    def acknowledged(self) -> int:
+        """How many of them the broker has acknowledged."""
+        return self.written - self.backlog
+
     def open_stream(self, receiver: StreamReceiver) -> ExtraStream | None:
         """Open one more bidirectional stream; None if the broker allows no more."""
         if self._state is not _State.OPEN or self._driver is None:

@@ -158,6 +158,11 @@ class QuicDriver:
         """Bytes of the stream written and not acknowledged by the peer."""
         return self._outgoing_size + self._unacknowledged
 
+    @property
+    def written(self) -> int:
+        """Bytes of the stream written."""
+        return self.bytes_sent + self._outgoing_size
+
     def open_stream(self, receiver: StreamReceiver) -> QuicStream | None:
         """Open one more stream; None if the peer allows no more."""
         stream_id = self.connection.next_stream() if self._established and self._socket is not None else None

@@ -16,6 +16,7 @@ from ..status import CertificateStatus, TransportStatus
 from ..tls import ClientIdentity, check_pins, make_ssl_context, server_name, ssl_error
 from .addresses import Address, in_executor, no_answer, race, reach_error, resolve, summary
 from .base import HIGH_WATER, LOW_WATER, StreamReceiver, TransportReceiver
+from .tcp_queue import unacknowledged
 from .tls_stream import TlsStream
 
 READ_SIZE: Final = 16 * 1024
@@ -61,6 +62,8 @@ class TcpTransport(asyncio.BufferedProtocol):
         self._delivery: asyncio.Handle | None = None
         self._outgoing: list[bytes] = []
         self._outgoing_size = 0
+        self._wire_bytes = 0
+        """Bytes given to the network, with what TLS adds."""
         self._flush_handle: asyncio.Handle | None = None
         self._writing_paused = False
 
@@ -187,6 +190,19 @@ class TcpTransport(asyncio.BufferedProtocol):
         buffered = self._transport.get_write_buffer_size() if self._transport is not None else 0
         return self._outgoing_size + buffered
 
+    @property
+    def written(self) -> int:
+        """Bytes written; those that were encrypted already count as they travel."""
+        return self._wire_bytes + self._outgoing_size
+
+    @property
+    def acknowledged(self) -> int:
+        """How many of them the broker's host has acknowledged."""
+        transport = self._transport
+        if transport is None:
+            return self._wire_bytes
+        return self._wire_bytes - transport.get_write_buffer_size() - unacknowledged(transport.get_extra_info("socket"))
+
     def open_stream(self, _receiver: StreamReceiver) -> None:
         """TCP has one stream."""
 
@@ -218,7 +234,7 @@ class TcpTransport(asyncio.BufferedProtocol):
             self._receiver = None
             if self._tls is not None:
                 self._tls.close()
-                self._transport.write(self._tls.take())
+                self._put(self._transport, self._tls.take())
             self._transport.resume_reading()
             if self._transport.get_write_buffer_size():
                 self._transport.set_write_buffer_limits(0)  # `resume_writing` when all has left
@@ -346,7 +362,7 @@ class TcpTransport(asyncio.BufferedProtocol):
         except BridgeError as error:
             failure = error
         if self._transport is not None:
-            self._transport.write(tls.take())  # also the alert that says why
+            self._put(self._transport, tls.take())  # also the alert that says why
         if self._version is not None:
             self._connected(None)
         if data and self._receiver is not None:
@@ -396,8 +412,13 @@ class TcpTransport(asyncio.BufferedProtocol):
                 self._ended(self._ssl_error(error))
                 return
             data = self._tls.take()
-        self._transport.write(data)
+        self._put(self._transport, data)
         self._check_backlog()
+
+    def _put(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Give bytes to the network."""
+        self._wire_bytes += len(data)
+        transport.write(data)
 
     def _check_backlog(self) -> None:
         """Tell the session when the backlog crosses a mark; asyncio's own marks do not count what waits here."""

@@ -1,0 +1,156 @@
+"""Messages that take longer than any deadline: a line that is slow is not a line that is dead."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from custom_components.quic_bridge.bridge import session as session_module
+from custom_components.quic_bridge.bridge.bridge import Bridge
+from custom_components.quic_bridge.bridge.config import QuicConfig, TransportKind
+from custom_components.quic_bridge.bridge.errors import ErrorCode
+from custom_components.quic_bridge.bridge.routes import Direction, Route
+from custom_components.quic_bridge.bridge.status import BridgeState, LinkStatus
+
+from ..support.certs import Certificates
+from ..support.client import Client
+from ..support.processes import wait_until
+from ..support.slow_relay import SlowRelay
+from .link_support import AT_ONCE, Scene, make_scene
+
+pytestmark = pytest.mark.usefixtures("socket_enabled")
+
+FAST = 1e9
+RATE = 150_000.0
+"""Bytes a second."""
+LARGE = bytes(600_000)
+"""Takes 4 s, four times as long as the keepalive."""
+TIMERS = {"keepalive": 1, "ping_timeout": 0.8}
+
+
+class Slow:
+    """A bridge with short deadlines, and a slow line to one of its brokers."""
+
+    def __init__(self, scene: Scene, side: str, relay: SlowRelay | None, near: Client, far: Client) -> None:
+        self.scene = scene
+        self.near = near
+        """A client at the other broker."""
+        self.far = far
+        """A client at the broker behind the line."""
+        self.there, self.back = ("down", "up") if side == "local" else ("up", "down")
+        """Prefixes of topics: over the line from the bridge to the broker, and the other way."""
+        self._local = side == "local"
+        self._relay = relay
+
+    def line(self, *, up: float = FAST, down: float = FAST) -> None:
+        """Let the line carry so many bytes a second to the broker and from it."""
+        if self._relay is not None:
+            self._relay.up, self._relay.down = up, down
+        else:
+            front = self.scene.front
+            front.incoming.rate, front.outgoing.rate = (None if rate == FAST else rate for rate in (up, down))
+
+    def stall(self) -> None:
+        """Let nothing through any more."""
+        if self._relay is not None:
+            self._relay.up = self._relay.down = 0
+        else:
+            self.scene.front.freeze()
+
+    def mend(self) -> None:
+        """Make it a good line."""
+        self.scene.front.thaw()
+        self.line()
+
+    @property
+    def bridge(self) -> Bridge:
+        """The bridge."""
+        return self.scene.bridge
+
+    @property
+    def link(self) -> LinkStatus:
+        """The side with the line."""
+        return self.bridge.status.local if self._local else self.bridge.status.remote
+
+    def reconnects(self) -> int:
+        """Of both sides."""
+        return self.bridge.status.local.reconnects + self.bridge.status.remote.reconnects
+
+    async def publish(self, *, back: bool = False) -> None:
+        """Publish a large message between two small ones, for the broker behind the line or from there."""
+        source, topic = (self.far, f"{self.back}/a") if back else (self.near, f"{self.there}/a")
+        for payload in (b"first", LARGE, b"last"):
+            await source.publish(topic, payload, 1)
+
+    async def arrived(self, *, back: bool = False) -> None:
+        """Wait for these."""
+        sink = self.near if back else self.far
+        await sink.wait_for(3, timeout=20)
+        assert sink.payloads == [b"first", LARGE, b"last"]
+
+
+@pytest.fixture(params=["quic", "tls", "local"])
+async def slow(
+    request: pytest.FixtureRequest, socket_enabled: None, certs: Certificates, tmp_path: Path
+) -> AsyncIterator[Slow]:
+    """The parameter: a line to the remote broker over QUIC, to it over TLS, or to the local one."""
+    side = request.param
+    async with AsyncExitStack() as stack:
+        scene = await stack.enter_async_context(make_scene(certs, tmp_path))
+        scene.tune(QuicConfig(handshake_timeout=5.0), **TIMERS)
+        scene.local_config = replace(scene.local_config, **TIMERS)
+        relay: SlowRelay | None = None
+        if side != "quic":
+            target = scene.local.address if side == "local" else (scene.remote.host, scene.remote.tls_port)
+            relay = await stack.enter_async_context(SlowRelay(target))
+            if side == "local":
+                scene.local_config = replace(scene.local_config, port=relay.port)
+            else:
+                scene.remote_config = replace(scene.remote_config, transport=TransportKind.TCP, port=relay.port)
+        stack.push_async_callback(scene.renew)
+        home, away = scene.clients()
+        for client, topic_filter in ((home, "down/#"), (away, "up/#")):
+            await stack.enter_async_context(client)
+            await client.subscribe(topic_filter, qos=1)
+        await scene.running()
+        yield Slow(scene, side, relay, *((away, home) if side == "local" else (home, away)))
+
+
+async def test_a_message_that_takes_longer_than_the_deadlines(slow: Slow) -> None:
+    """Our PINGREQ is behind it for seconds; what the other host acknowledges meanwhile is sign of life enough."""
+    slow.line(up=RATE)
+    began = asyncio.get_running_loop().time()
+    await slow.publish()
+    await slow.arrived()
+    assert asyncio.get_running_loop().time() - began > 2, "the line was not slow"
+    assert slow.reconnects() == 0
+    assert slow.bridge.status.state is BridgeState.RUNNING
+
+
+async def test_the_same_from_the_broker(slow: Slow) -> None:
+    """The PINGRESP is behind it; the bytes that come are sign of life enough."""
+    slow.line(down=RATE)
+    began = asyncio.get_running_loop().time()
+    await slow.publish(back=True)
+    await slow.arrived(back=True)
+    assert asyncio.get_running_loop().time() - began > 2, "the line was not slow"
+    assert slow.reconnects() == 0
+
+
+async def test_a_line_that_dies_under_a_large_message(slow: Slow) -> None:
+    """What has been acknowledged buys no time any more: found as soon as on any line, and then all arrives."""
+    slow.line(up=RATE)
+    await slow.publish()
+    await slow.far.wait_for(1)
+    await asyncio.sleep(0.5)  # into the large one
+    before = asyncio.get_running_loop().time()
+    slow.stall()
+    await wait_until(lambda: slow.link.error, what="the loss")
+    assert asyncio.get_running_loop().time() - before < sum(TIMERS.values()) + AT_ONCE
+    assert slow.link.error is not None
+    assert slow.link.error.code is ErrorCode.PING_TIMEOUT
+    slow.mend()
+    await slow.arrived()
