@@ -44,6 +44,9 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         self.bridge = self._make_bridge()
         self.data = self.bridge.status
         self._pausing = asyncio.Lock()
+        self._applying = asyncio.Lock()
+        self._unread = False
+        """The entry's routes have changed since they were read."""
         self._settings = _settings(entry)
         self._refused: set[Side] = set()
         self._mqtt_broker = self._read_mqtt_broker()
@@ -125,10 +128,19 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         return _settings(self.config_entry) != self._settings
 
     async def async_apply_routes(self) -> None:
-        """Follow the entry's routes without dropping a connection."""
-        await self._async_read_routes()
-        await self.bridge.apply_routes(self._routes)
-        self._async_status_changed(self.bridge.status)
+        """Follow the entry's routes without dropping a connection.
+
+        Where many are changed at a time, Home Assistant calls this for each of them: they are followed in one go.
+        """
+        self._unread = True
+        async with self._applying:
+            await asyncio.sleep(0)  # whoever changes them may not be done yet
+            if not self._unread:
+                return
+            self._unread = False
+            await self._async_read_routes()
+            await self.bridge.apply_routes(self._routes)
+            self._async_status_changed(self.bridge.status)
 
     async def _async_read_routes(self) -> None:
         """Take the routes in use. To compare them all with each other may take a moment, if there are thousands."""

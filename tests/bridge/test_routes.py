@@ -110,9 +110,21 @@ def test_response_topics_get_the_name_under_which_the_answer_comes_back() -> Non
 
 def test_what_the_router_remembers_is_bounded() -> None:
     router = Router((route("#"),), Direction.TO_REMOTE)
-    for number in range(Router.MAX_CACHED + 10):
+    for number in range(2 * Router.MAX_CACHED):
         assert router.find(b"%d" % number).route is not None
-    assert len(router._cache) <= Router.MAX_CACHED
+    assert len(router._cache) == Router.MAX_CACHED
+    long = b"x" * Router.MAX_CACHED_LENGTH
+    assert router.find(long) is router.find(long)
+    assert router.find(long + b"x") is not router.find(long + b"x")
+
+
+def test_topics_in_turn_are_remembered_even_if_there_are_too_many() -> None:
+    """To clear what is full, or to forget the oldest, would be to remember none of them."""
+    router = Router((route("#"),), Direction.TO_REMOTE)
+    topics = [b"%d" % number for number in range(Router.MAX_CACHED + 100)]
+    first = [router.find(topic) for topic in topics]
+    again = [router.find(topic) for topic in topics]
+    assert sum(one is other for one, other in zip(first, again, strict=True)) > 0.9 * len(topics)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 import hashlib
 import itertools
+import random
 from typing import Final
 
 from .topic_tree import TopicTree
@@ -221,6 +223,9 @@ class Router:
     """Finds the first route of a direction that matches a topic. Remembers topics it has seen, up to a bound."""
 
     MAX_CACHED: Final = 10_000
+    """Topics it remembers."""
+    MAX_CACHED_LENGTH: Final = 512
+    """Bytes of a topic and its new name together, so that what it remembers takes some megabytes at the most."""
 
     def __init__(self, routes: Iterable[Route], direction: Direction, ours: tuple[str, str] = ("", "")) -> None:
         """Take the routes of `direction`, in their order.
@@ -234,20 +239,35 @@ class Router:
         opposite = Direction.TO_LOCAL if direction is Direction.TO_REMOTE else Direction.TO_REMOTE
         self._ways = [(route, way) for route in routes if (way := route.way(direction))]
         self._tree = TopicTree((way.topic_filter, position) for position, (_, way) in enumerate(self._ways))
-        self._filters_back = TopicTree((way.topic_filter, True) for route in routes if (way := route.way(opposite)))
-        self._ways_back = [back for route in routes if (way := route.way(opposite)) and (back := way.reversed())]
-        self._tree_back = TopicTree((back.topic_filter, position) for position, back in enumerate(self._ways_back))
+        self._opposite_ways = [way for route in routes if (way := route.way(opposite))]
+        self._filters_back = TopicTree((way.topic_filter, True) for way in self._opposite_ways)
         self._reversed = direction is Direction.TO_LOCAL
         self._cache: dict[bytes, Plan] = {}
+        self._cached: list[bytes] = []
+        """The topics in `_cache`, to choose from."""
 
     def find(self, topic: bytes) -> Plan:
         """Return what to do with a topic."""
         plan = self._cache.get(topic)
         if plan is None:
-            if len(self._cache) >= self.MAX_CACHED:
-                self._cache.clear()
-            plan = self._cache[topic] = self._plan(topic)
+            plan = self._plan(topic)
+            if len(topic) + len(plan.topic or b"") <= self.MAX_CACHED_LENGTH:
+                self._remember(topic, plan)
         return plan
+
+    def _remember(self, topic: bytes, plan: Plan) -> None:
+        """Remember a topic, in place of any other if there is no room.
+
+        Topics mostly come in turn, each device at its time: to forget the oldest for the newest would then be to forget
+        each just before it comes again, so that one topic too many would make all of it useless.
+        """
+        if len(self._cached) < self.MAX_CACHED:
+            self._cached.append(topic)
+        else:
+            place = int(random.random() * self.MAX_CACHED)  # noqa: S311 - no secret
+            del self._cache[self._cached[place]]
+            self._cached[place] = topic
+        self._cache[topic] = plan
 
     def _plan(self, topic: bytes) -> Plan:
         if not valid_topic(topic) or topic.startswith(b"$SYS/"):
@@ -275,7 +295,14 @@ class Router:
         """Name under which an answer to `topic` comes back here (MQTT 5, 4.10); the same where no route brings it."""
         if valid_topic(topic):
             name = topic.decode()
-            for position in sorted(self._tree_back.covering(name)):
-                if (new := self._ways_back[position].apply(name)) is not None:
+            ways, tree = self._ways_back
+            for position in sorted(tree.covering(name)):
+                if (new := ways[position].apply(name)) is not None:
                     return new.encode()
         return topic
+
+    @cached_property
+    def _ways_back(self) -> tuple[list[Rewrite], TopicTree[int]]:
+        """From what the opposite direction makes of topics to their names at its source. Few homes need it ever."""
+        ways = [back for way in self._opposite_ways if (back := way.reversed())]
+        return ways, TopicTree((back.topic_filter, position) for position, back in enumerate(ways))

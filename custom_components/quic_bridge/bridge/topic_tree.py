@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator
 
 
 class _Node[T]:
-    """One level of filters; `#` is a child like the others."""
+    """One level of filters; `#` is a child like the others. Most nodes have either children or values."""
 
     __slots__ = ("children", "values")
 
     def __init__(self) -> None:
-        self.children: dict[str, _Node[T]] = {}
-        self.values: list[T] = []
+        self.children: dict[str, _Node[T]] | None = None
+        self.values: tuple[T, ...] = ()
 
 
 class TopicTree[T]:
@@ -26,11 +26,14 @@ class TopicTree[T]:
         """Add a value under a filter, which must be valid."""
         node = self._root
         for level in topic_filter.split("/"):
-            following = node.children.get(level)
+            children = node.children
+            if children is None:
+                children = node.children = {}
+            following = children.get(level)
             if following is None:
-                following = node.children[level] = _Node[T]()
+                following = children[level] = _Node()
             node = following
-        node.values.append(value)
+        node.values = (*node.values, value)
 
     def covering(self, topic: str) -> Iterator[T]:
         """Yield the values of all filters that cover a topic, or a filter (see `topics.covers`), in no order.
@@ -43,6 +46,8 @@ class TopicTree[T]:
             following: list[_Node[T]] = []
             for node in nodes:
                 children = node.children
+                if children is None:
+                    continue
                 if wild and (rest := children.get("#")) is not None:
                     yield from rest.values
                 if level == "#":
@@ -57,5 +62,5 @@ class TopicTree[T]:
             wild = True
         for node in nodes:
             yield from node.values
-            if (rest := node.children.get("#")) is not None:
+            if node.children is not None and (rest := node.children.get("#")) is not None:
                 yield from rest.values
