@@ -4,7 +4,7 @@ import argparse
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 import contextlib
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 import gc
 import importlib.metadata
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Final, Self, override
+from typing import TYPE_CHECKING, Final, Self, override
 
 from tests.support.certs import Certificates
 from tests.support.client import Client
@@ -25,6 +25,9 @@ from tests.support.front_process import FrontProcess
 from tests.support.mosquitto import Mosquitto, MosquittoOptions, mosquitto_path
 
 from .bridge_process import REPOSITORY, Settings, Usage
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 WIDE_WINDOW: Final = 1000
 """Receive Maximum of the remote broker where the window is not to be the limit: the bridge's own."""
@@ -54,22 +57,23 @@ class Way(StrEnum):
 BRIDGES: Final = (Way.QUIC, Way.TCP, Way.MOSQUITTO)
 
 
-class BridgeProcess:
-    """`python -m benchmarks.bridge_process`; it ends when its input does, so it cannot outlive this process."""
+class CommandProcess:
+    """A program of this package that obeys commands; it ends when its input does, so it cannot outlive this process."""
 
-    def __init__(self, settings: Settings, log_file: Path) -> None:
+    def __init__(self, module: str, settings: DataclassInstance, log_file: Path) -> None:
+        """`settings` are its argument, as JSON."""
+        self._module = module
         self._settings = settings
         self._log_file = log_file
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
-        arguments = json.dumps({item.name: getattr(self._settings, item.name) for item in fields(self._settings)})
         with self._log_file.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "benchmarks.bridge_process",
-                arguments,
+                self._module,
+                json.dumps(asdict(self._settings)),
                 cwd=REPOSITORY,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -94,14 +98,21 @@ class BridgeProcess:
         """Have a command carried out; raises RuntimeError with the process's log when it is not."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
-            raise RuntimeError("the bridge process does not run")
+            raise RuntimeError(f"{self._module} does not run")
         process.stdin.write(command.encode() + b"\n")
         async with asyncio.timeout(_COMMAND_TIMEOUT):
             answer = await process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the bridge process failed at {command!r}:\n{self._log_file.read_text()}")
+            raise RuntimeError(f"{self._module} failed at {command!r}:\n{self._log_file.read_text()}")
         result: dict[str, float] = json.loads(answer)
         return result
+
+
+class BridgeProcess(CommandProcess):
+    """`python -m benchmarks.bridge_process`."""
+
+    def __init__(self, settings: Settings, log_file: Path) -> None:
+        super().__init__("benchmarks.bridge_process", settings, log_file)
 
     async def report(self) -> Usage:
         """Return what it used since the last `mark`."""
