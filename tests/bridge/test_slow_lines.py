@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from custom_components.quic_bridge.bridge import session as session_module
 from custom_components.quic_bridge.bridge.bridge import Bridge
 from custom_components.quic_bridge.bridge.config import QuicConfig, TransportKind
 from custom_components.quic_bridge.bridge.errors import ErrorCode
-from custom_components.quic_bridge.bridge.routes import Direction, Route
 from custom_components.quic_bridge.bridge.status import BridgeState, LinkStatus
 
 from ..support.certs import Certificates
@@ -28,7 +26,7 @@ RATE = 150_000.0
 """Bytes a second."""
 LARGE = bytes(600_000)
 """Takes 4 s, four times as long as the keepalive."""
-TIMERS = {"keepalive": 1, "ping_timeout": 0.8}
+KEEPALIVE, PING_TIMEOUT = 1, 0.8
 
 
 class Slow:
@@ -56,12 +54,14 @@ class Slow:
     def stall(self) -> None:
         """Let nothing through any more."""
         if self._relay is not None:
-            self._relay.up = self._relay.down = 0
+            self._relay.flowing.clear()
         else:
             self.scene.front.freeze()
 
     def mend(self) -> None:
         """Make it a good line."""
+        if self._relay is not None:
+            self._relay.flowing.set()
         self.scene.front.thaw()
         self.line()
 
@@ -100,8 +100,8 @@ async def slow(
     side = request.param
     async with AsyncExitStack() as stack:
         scene = await stack.enter_async_context(make_scene(certs, tmp_path))
-        scene.tune(QuicConfig(handshake_timeout=5.0), **TIMERS)
-        scene.local_config = replace(scene.local_config, **TIMERS)
+        scene.tune(QuicConfig(handshake_timeout=5.0), keepalive=KEEPALIVE, ping_timeout=PING_TIMEOUT)
+        scene.local_config = replace(scene.local_config, keepalive=KEEPALIVE, ping_timeout=PING_TIMEOUT)
         relay: SlowRelay | None = None
         if side != "quic":
             target = scene.local.address if side == "local" else (scene.remote.host, scene.remote.tls_port)
@@ -149,7 +149,7 @@ async def test_a_line_that_dies_under_a_large_message(slow: Slow) -> None:
     before = asyncio.get_running_loop().time()
     slow.stall()
     await wait_until(lambda: slow.link.error, what="the loss")
-    assert asyncio.get_running_loop().time() - before < sum(TIMERS.values()) + AT_ONCE
+    assert asyncio.get_running_loop().time() - before < KEEPALIVE + PING_TIMEOUT + AT_ONCE
     assert slow.link.error is not None
     assert slow.link.error.code is ErrorCode.PING_TIMEOUT
     slow.mend()

@@ -16,7 +16,7 @@ _PIECE = 2048
 
 
 class SlowRelay:
-    """Relays connections to `target`; the rates are in bytes a second and may be changed at any time. 0: nothing."""
+    """Relays connections to `target`; the rates are in bytes a second and may be changed at any time."""
 
     host = "127.0.0.1"
 
@@ -25,7 +25,9 @@ class SlowRelay:
         self.up = up
         self.down = down
         self.port = 0
-        self.connections = 0
+        self.flowing = asyncio.Event()
+        """When it is cleared, nothing passes."""
+        self.flowing.set()
         self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -58,7 +60,6 @@ class SlowRelay:
         while True:
             client, _ = await asyncio.get_running_loop().sock_accept(listener)
             client.setblocking(False)
-            self.connections += 1
             self._own(self._relay(client))
 
     async def _relay(self, client: socket.socket) -> None:
@@ -73,9 +74,8 @@ class SlowRelay:
         loop = asyncio.get_running_loop()
         free_at = loop.time()
         while data := await loop.sock_recv(source, _PIECE):
-            while not (rate := self.up if upwards else self.down):
-                await asyncio.sleep(0.02)
-            free_at = max(free_at, loop.time() - 0.05) + len(data) / rate
+            await self.flowing.wait()
+            free_at = max(free_at, loop.time() - 0.05) + len(data) / (self.up if upwards else self.down)
             if free_at > loop.time():
                 await asyncio.sleep(free_at - loop.time())
             await loop.sock_sendall(sink, data)
