@@ -89,7 +89,7 @@ async def test_test_connection(
         # mosquitto's defaults, which it does not announce but for one.
         assert answer[side]["allows"] == {
             "receive_maximum": 20,
-            "maximum_packet_size": 268_435_460,
+            "maximum_packet_size": 268_435_455,
             "maximum_qos": 2,
             "retain": True,
             "wildcard_subscriptions": True,

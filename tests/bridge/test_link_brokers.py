@@ -145,7 +145,7 @@ async def test_a_broker_that_stops_reading(scene: Scene) -> None:
 
 async def test_a_broker_that_stops_reading_for_ever(scene: Scene) -> None:
     """The PINGREQ does not get through either: its deadline ends the session, and the next one goes on."""
-    scene.tune(QuicConfig(handshake_timeout=5.0), keepalive=1, ping_timeout=0.4)
+    scene.tune(QuicConfig(handshake_timeout=5.0), keepalive=2, ping_timeout=0.4)
     await scene.running()
     async with Numbers(scene) as numbers:
         before = now()
@@ -154,7 +154,7 @@ async def test_a_broker_that_stops_reading_for_ever(scene: Scene) -> None:
         elapsed, link = await scene.noticed(before)
         assert link.error is not None
         assert link.error.code is ErrorCode.PING_TIMEOUT
-        assert elapsed < 1.4 + AT_ONCE
+        assert elapsed < 2.4 + AT_ONCE
         await numbers.flowing()
         await numbers.settled()
 
@@ -252,16 +252,19 @@ def _side(status: BridgeStatus, side: str) -> LinkStatus:
 
 
 @pytest.mark.parametrize(
-    ("side", "code", "rounds", "shortest"),
+    ("side", "codes", "rounds", "shortest"),
     [
-        pytest.param("remote", ErrorCode.SESSION_TAKEN_OVER, 4, 0.2, id="told"),
-        pytest.param("local", ErrorCode.CLOSED_BY_BROKER, 10, 0.04, id="hung-up-on"),
+        pytest.param("remote", {ErrorCode.SESSION_TAKEN_OVER}, 4, 0.2, id="told"),
+        pytest.param("local", {ErrorCode.CLOSED_BY_BROKER, ErrorCode.SESSION_TAKEN_OVER}, 10, 0.04, id="hung-up-on"),
     ],
 )
 async def test_two_bridges_with_the_same_client_identifier_do_not_fight(
-    scene: Scene, certs: Certificates, tmp_path: Path, side: str, code: ErrorCode, rounds: int, shortest: float
+    scene: Scene, certs: Certificates, tmp_path: Path, side: str, codes: set[ErrorCode], rounds: int, shortest: float
 ) -> None:
-    """A broker lets in whoever comes last. EMQX says so (0x8E): both wait long. mosquitto hangs up: the waits grow."""
+    """A broker lets in whoever comes last. EMQX says so (0x8E): both wait long. mosquitto hangs up: the waits grow.
+
+    Since 2.1 mosquitto says so, too.
+    """
     scene.backoff = replace(scene.backoff, base=0.05, cap=0.6, refused_base=0.4, refused_cap=0.4)
     other = Scene(scene.local, scene.remote, scene.front, certs, tmp_path)
     other.backoff = scene.backoff
@@ -280,6 +283,8 @@ async def test_two_bridges_with_the_same_client_identifier_do_not_fight(
         await wait_until(lambda: sessions() >= 2 + rounds, 15, "rounds")
         assert asyncio.get_running_loop().time() - began >= rounds * shortest
         errors = [_side(status, side).error for _, status in [*scene.history, *other.history]]
-        assert {error.code for error in errors if error is not None} == {code}
+        seen = {error.code for error in errors if error is not None}
+        assert len(seen) == 1
+        assert seen <= codes
     finally:
         await other.bridge.stop()

@@ -158,7 +158,8 @@ async def test_the_way_back_is_in_good_order(scene: Scene, caplog: pytest.LogCap
     assert len(scene.front.stats.connects) == 1
     assert scene.link.reconnects == 1
     assert "Received DISCONNECT from bridge" in scene.remote.log
-    assert "session taken over" not in scene.remote.log
+    before_goodbye, _, _ = scene.remote.log.partition("Received DISCONNECT from bridge")
+    assert "session taken over" not in before_goodbye  # mosquitto 2.1 says so afterwards, of a session that is resumed
     # Each transition is told once, at a level that is seen.
     told = [record.getMessage() for record in caplog.records if "reached" in record.getMessage()]
     assert len(told) == 2, told

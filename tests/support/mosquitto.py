@@ -16,16 +16,21 @@ from .processes import START_TIMEOUT, Service, free_port, tcp_answers
 
 HOST = "127.0.0.1"
 _SYSTEM_PATHS = ("/usr/sbin", "/usr/local/sbin")
+_PROGRAM = "QUIC_BRIDGE_MOSQUITTO"
+"""Environment variable with the path of another mosquitto than the installed one, to try another version."""
 _ATTEMPTS = 5
 
 
 def mosquitto_path() -> str:
     """Find the program; raises FileNotFoundError with what to install."""
-    found = shutil.which(
-        "mosquitto", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin{os.pathsep}/usr/local/sbin"
-    )
+    wanted = os.environ.get(_PROGRAM, "mosquitto")
+    found = shutil.which(wanted, path=os.pathsep.join((os.environ.get("PATH", ""), *_SYSTEM_PATHS)))
     if found is None:
-        raise FileNotFoundError("mosquitto is not installed (Debian and Ubuntu: apt install mosquitto)")
+        raise FileNotFoundError(
+            "mosquitto is not installed (Debian and Ubuntu: apt install mosquitto)"
+            if wanted == "mosquitto"
+            else f"{_PROGRAM} names no program: {wanted}"
+        )
     return found
 
 
@@ -43,7 +48,8 @@ class MosquittoOptions:
     """Also the Receive Maximum that MQTT 5 clients are told (default 20)."""
     max_queued_messages: int | None = None
     """Messages kept for a client that is away (default 1000), the rest is dropped; 0: no bound."""
-    max_packet_size: int | None = None
+    max_packet_size: int = 268_435_455
+    """Bytes. Said in any case, as the default became 2 MB with mosquitto 2.1 (before: no bound)."""
     tls: Certificate | None = None
     """With it there is a second listener for TLS, on `tls_port`."""
     client_ca_file: Path | None = None
@@ -108,7 +114,8 @@ class Mosquitto(Service):
             acl_file.touch(mode=0o600)
             acl_file.write_text(options.acl)
             lines.append(f"acl_file {acl_file}")
-        for setting in ("max_inflight_messages", "max_queued_messages", "max_packet_size"):
+        lines.append(f"max_packet_size {options.max_packet_size}")
+        for setting in ("max_inflight_messages", "max_queued_messages"):
             if (value := getattr(options, setting)) is not None:
                 lines.append(f"{setting} {value}")
         lines += options.extra
