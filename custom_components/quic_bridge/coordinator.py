@@ -57,6 +57,8 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         self._routes: tuple[Route, ...] = ()
         self._hidden: dict[str, Route] = {}
         self.route_problems: tuple[RouteProblem, ...] = ()
+        self._looked_at: object = None
+        """What `route_problems` were found in."""
 
     def _make_bridge(self) -> Bridge:
         return Bridge(bridge_config(self.hass, self.config_entry), self._local_broker, self._async_status_changed)
@@ -176,12 +178,20 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
             # The credentials of Home Assistant's own broker are the mqtt integration's to ask for.
             self._async_check_credentials(Side.LOCAL, status.local)
         self.history.follow(status)
-        self.route_problems = tuple(route_problems(self._routes, self._hidden, status))
+        self._find_route_problems(status)
         if self.paused:
             self._issues.async_clear()
         else:
             self._issues.async_follow(status, self.route_problems)
         self.async_set_updated_data(status)
+
+    def _find_route_problems(self, status: BridgeStatus) -> None:
+        """Look at all routes again if there can be anything new; the status comes every few seconds."""
+        links = [(link.failed_filters, link.state is LinkState.STOPPED) for link in (status.local, status.remote)]
+        looked_at = self._routes, self._hidden, links
+        if looked_at != self._looked_at:
+            self._looked_at = looked_at
+            self.route_problems = tuple(route_problems(self._routes, self._hidden, status))
 
     @callback
     def _async_check_credentials(self, side: Side, link: LinkStatus) -> None:

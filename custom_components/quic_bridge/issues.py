@@ -271,4 +271,5 @@ def async_forget_issues(hass: HomeAssistant, entry: ConfigEntry) -> None:
 
 def _listed(lines: list[str]) -> str:
     """Return a list in Markdown that stays readable."""
-    return "\n".join([*lines[:MAX_LISTED], *(["- ..."] if len(lines) > MAX_LISTED else [])])
+    more = [f"- … (+{len(lines) - MAX_LISTED})"] if len(lines) > MAX_LISTED else []
+    return "\n".join([*lines[:MAX_LISTED], *more])

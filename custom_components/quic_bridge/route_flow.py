@@ -54,24 +54,24 @@ class RouteSubentryFlow(ConfigSubentryFlow):
 
     async def async_step_everything(self, user_input: dict[str, Any] | None = None) -> SubentryFlowResult:
         """Ask for a prefix under which everything is to cross."""
-        return self._preset("everything", self.async_step_everything, user_input)
+        return await self._async_preset("everything", self.async_step_everything, user_input)
 
     async def async_step_discovery(self, user_input: dict[str, Any] | None = None) -> SubentryFlowResult:
         """Ask for what Home Assistant's discovery is to be kept apart by."""
-        return self._preset("discovery", self.async_step_discovery, user_input)
+        return await self._async_preset("discovery", self.async_step_discovery, user_input)
 
     async def async_step_zigbee2mqtt(self, user_input: dict[str, Any] | None = None) -> SubentryFlowResult:
         """Ask for what is special in this Zigbee2MQTT."""
-        return self._preset("zigbee2mqtt", self.async_step_zigbee2mqtt, user_input)
+        return await self._async_preset("zigbee2mqtt", self.async_step_zigbee2mqtt, user_input)
 
     async def async_step_tasmota(self, user_input: dict[str, Any] | None = None) -> SubentryFlowResult:
         """Ask what the devices may do."""
-        return self._preset("tasmota", self.async_step_tasmota, user_input)
+        return await self._async_preset("tasmota", self.async_step_tasmota, user_input)
 
     async def async_step_custom(self, user_input: dict[str, Any] | None = None) -> SubentryFlowResult:
         """Ask for all that a route can do."""
         self._form_step = self.async_step_custom
-        return self._fill(
+        return await self._async_fill(
             "custom", ROUTE_SCHEMA, CONF_TOPIC_FILTER, lambda typed: [route_from_form("new", typed)], user_input
         )
 
@@ -84,7 +84,7 @@ class RouteSubentryFlow(ConfigSubentryFlow):
         elif self._typed is None:
             stored = route_from_data(subentry.subentry_id, subentry.data)
             self._typed = route_to_form(stored, enabled=is_enabled(subentry.data))
-        return self._fill(
+        return await self._async_fill(
             "reconfigure",
             STORED_ROUTE_SCHEMA,
             CONF_TOPIC_FILTER,
@@ -92,7 +92,7 @@ class RouteSubentryFlow(ConfigSubentryFlow):
             user_input,
         )
 
-    def _preset(
+    async def _async_preset(
         self,
         name: str,
         step: Callable[[], Coroutine[Any, Any, SubentryFlowResult]],
@@ -100,9 +100,11 @@ class RouteSubentryFlow(ConfigSubentryFlow):
     ) -> SubentryFlowResult:
         self._form_step = step
         preset = PRESETS[name]
-        return self._fill(name, preset.schema, preset.field, lambda typed: preset_routes(preset, typed), user_input)
+        return await self._async_fill(
+            name, preset.schema, preset.field, lambda typed: preset_routes(preset, typed), user_input
+        )
 
-    def _fill(
+    async def _async_fill(
         self,
         step_id: str,
         schema: probatio.Schema,
@@ -120,7 +122,7 @@ class RouteSubentryFlow(ConfigSubentryFlow):
             except FormError as failure:
                 error = failure
             else:
-                return self._show(drafts)
+                return await self._async_show(drafts)
         return self.async_show_form(
             step_id=step_id,
             data_schema=self.add_suggested_values_to_schema(schema, self._typed),
@@ -140,7 +142,7 @@ class RouteSubentryFlow(ConfigSubentryFlow):
 
     # --- a look at what they do ---------------------------------------------------------------------------------------
 
-    def _show(self, drafts: list[Route]) -> SubentryFlowResult:
+    async def _async_show(self, drafts: list[Route]) -> SubentryFlowResult:
         """Show what routes will do, with everything that may be wrong with them, one after the other."""
         self._drafts = drafts
         self._warnings = []
@@ -151,7 +153,8 @@ class RouteSubentryFlow(ConfigSubentryFlow):
                 for subentry in self._get_entry().get_subentries_of_type(SUBENTRY_ROUTE)
                 if is_enabled(subentry.data) or subentry.subentry_id in new
             ]
-            self._warnings = warnings([*routes, *new.values()], drafts)
+            # Routes are compared with each other: a moment, if there are thousands.
+            self._warnings = await self.hass.async_add_executor_job(warnings, [*routes, *new.values()], drafts)
         return self._confirm()
 
     def _confirm(self) -> SubentryFlowResult:

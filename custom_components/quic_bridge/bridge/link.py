@@ -1,7 +1,7 @@
 """One broker connection's life: connect, session up, loss, back-off, again. The same for both sides."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 import logging
 from typing import Final
@@ -25,6 +25,8 @@ _LOGGER = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT: Final = 3.0
 """Seconds for a farewell. Home Assistant gives an unload ten seconds in all."""
+_MOST_NAMED: Final = 10
+"""Refused filters named in one line of the log."""
 
 
 class Link:
@@ -286,28 +288,30 @@ class Link:
             # A session that was resumed has its subscriptions, but asking again costs little and mends what is amiss.
             asked = [item for name, item in wanted.items() if fresh or self._subscribed.get(name) != item]
             gone = [name for name in self._subscribed if name not in wanted]
-            refused = await session.subscribe(asked)
-            for topic_filter, reason in refused.items():
-                _LOGGER.log(
-                    logging.DEBUG if topic_filter in self._failed_filters else logging.WARNING,
-                    "The %s broker refused the subscription to %s: %s",
-                    self.side,
-                    topic_filter,
-                    reason_text(reason),
-                )
-            self._failed_filters = {
-                **{
-                    name: reason
-                    for name, reason in self._failed_filters.items()
-                    if not fresh and name in wanted and wanted[name] not in asked
-                },
-                **{name: reason_text(reason) for name, reason in refused.items()},
+            refused = {name: reason_text(code) for name, code in (await session.subscribe(asked)).items()}
+            self._tell_refused(refused)
+            again = {item.topic_filter for item in asked}
+            kept = {
+                name: reason
+                for name, reason in self._failed_filters.items()
+                if not fresh and name in wanted and name not in again
             }
+            self._failed_filters = kept | refused
             self._subscribed |= {item.topic_filter: item for item in asked if item.topic_filter not in refused}
             if gone:
                 await session.unsubscribe(gone)
                 for name in gone:
                     del self._subscribed[name]
+
+    def _tell_refused(self, refused: Mapping[str, str]) -> None:
+        """Tell of filters that are refused now and were not before: a broker may refuse hundreds at a time."""
+        for topic_filter, reason in refused.items():
+            _LOGGER.debug("The %s broker refused the subscription to %s: %s", self.side, topic_filter, reason)
+        fresh = [f"{name} ({reason})" for name, reason in refused.items() if name not in self._failed_filters]
+        if fresh:
+            more = f", and {len(fresh) - _MOST_NAMED} more" if len(fresh) > _MOST_NAMED else ""
+            named = ", ".join(fresh[:_MOST_NAMED])
+            _LOGGER.warning("The %s broker refused subscriptions: %s%s", self.side, named, more)
 
     async def _pause(self, error: BridgeError) -> None:
         """Make the loss known and wait for the next attempt."""
