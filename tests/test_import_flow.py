@@ -1,5 +1,7 @@
 """Bringing a bridge over from a configuration file, through the user interface and to brokers that are there."""
 
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 from homeassistant.config_entries import ConfigFlowResult
@@ -9,12 +11,15 @@ from homeassistant.setup import async_setup_component
 import pytest
 from pytest_homeassistant_custom_component.typing import ClientSessionGenerator
 
+from custom_components.quic_bridge.bridge.config import FailoverConfig
+
 from .ha_fixtures import load_texts
-from .ha_flows import choose, fill, finish, local_input, menu, remote_input, suggested
-from .ha_helpers import mqtt_entry, remote_data, wait_running
+from .ha_flows import TOPICS, choose, fill, finish, local_input, menu, remote_input, suggested
+from .ha_helpers import mqtt_entry, remote_data, wait_for_state, wait_running
 from .support.certs import Certificates
 from .support.client import Client
 from .support.mosquitto import Mosquitto, MosquittoOptions
+from .support.processes import free_port
 from .support.quic_front import Front
 from .test_config_flow import upload
 
@@ -141,7 +146,7 @@ async def test_mosquitto(
         texts = shown(result)
         assert texts["client_id"] == "–"  # noqa: RUF001
         assert texts["routes"] == "- `up/lamp` ↔ `site/7/up/lamp`"
-        assert "  - `address 127.0.0.1`" in texts["notes"]
+        assert "  - `address 127.0.0.1:1883`" in texts["notes"]
         assert "  - `bridge_cafile /etc/ca.crt`" in texts["notes"]
         assert "secret" not in str(texts)
         assert "key" not in str(texts).replace("keys", "")
@@ -162,6 +167,157 @@ async def test_mosquitto(
         assert entry.options == {}
         await wait_running(hass, entry)
         assert await hass.config_entries.async_unload(entry.entry_id)
+
+
+HYBRID = """
+bridges.mqtt.cloud {{
+    server = "mqtt-quic://127.0.0.1:{port}"
+    clientid = "old"
+    keepalive = 45s
+    quic_handshake_timeout = 2s
+    quic_keepalive = 120s
+    hybrid_bridging = true
+    hybrid_servers = ["{second}"]
+    forwards = [{{ local_topic = "up/#", remote_topic = "" }}]
+}}
+bridges.mqtt.cache {{
+    disk_cache_size = 5000
+}}
+"""
+HYBRID_OPTIONS = {
+    "connection": {"profile": "custom", "keepalive": 45, "idle_timeout": 45, "handshake_timeout": 2},
+    "messages": {"outbox_messages": 5000},
+}
+
+
+@pytest.fixture
+async def encrypted_broker(socket_enabled: None, tmp_path: Path, certs: Certificates) -> AsyncIterator[Mosquitto]:
+    """A remote broker with a listener for TLS."""
+    async with Mosquitto(tmp_path / "encrypted", MosquittoOptions(tls=certs.server), name="encrypted") as broker:
+        yield broker
+
+
+@pytest.fixture
+def swift(certs: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the bridge change sooner to another endpoint, and everybody trust the brokers' authority."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certs.ca_file))
+    failover = partial(FailoverConfig, patience=0.1, probe_interval=60)
+    monkeypatch.setattr("custom_components.quic_bridge.brokers.FailoverConfig", failover)
+
+
+async def test_the_fallback_of_the_file_stands_in(
+    hass: HomeAssistant, local_broker: Mosquitto, encrypted_broker: Mosquitto, swift: None
+) -> None:
+    """Where nothing answers over QUIC, from the first attempt on."""
+    mqtt_entry(local_broker).add_to_hass(hass)
+    port, tls_port = free_port(), encrypted_broker.tls_port
+    result = await review(hass, HYBRID.format(port=port, second=f"tls+mqtt-tcp://localhost:{tls_port}"))
+    texts = shown(result)
+    assert (texts["addresses"], texts["fallback"]) == ("–", f"`localhost:{tls_port}`")  # noqa: RUF001
+    assert texts["options"].splitlines() == [
+        "- MQTT keepalive: 45 s",
+        "- Handshake timeout: 2 s",
+        "- QUIC idle timeout: 45 s",
+        "- Outbox, Messages: 5000 messages",
+    ]
+    result = await fill(hass, await choose(hass, result, "local"), {"mode": "home_assistant"})
+    assert result["step_id"] == "no_quic"
+    result = await choose(hass, result, "use_fallback")
+    assert result["type"] is FlowResultType.CREATE_ENTRY
+    entry = result["result"]
+    assert entry.data["remote"]["fallback"] == {"host": "localhost", "port": tls_port}
+    assert entry.options == HYBRID_OPTIONS
+    await wait_for_state(hass, entry, "remote_transport", "tcp")
+    await wait_running(hass, entry)
+    async with Client(*local_broker.address) as home, Client(*encrypted_broker.address) as away:
+        await away.subscribe("up/#")
+        await home.publish("up/lamp", b"on", 1)
+        await away.wait_for(1)
+    assert " k45" in encrypted_broker.log
+
+
+async def test_the_second_address_of_the_file_stands_in(
+    hass: HomeAssistant,
+    local_broker: Mosquitto,
+    remote_broker: Mosquitto,
+    quic_front: Front,
+    certs: Certificates,
+    swift: None,
+) -> None:
+    mqtt_entry(local_broker).add_to_hass(hass)
+    async with Front(remote_broker.address, certs.server.cert_file, certs.server.key_file) as second:
+        text = HYBRID.format(port=quic_front.port, second=f"mqtt-quic://localhost:{second.port}")
+        result = await review(hass, text)
+        texts = shown(result)
+        assert (texts["addresses"], texts["fallback"]) == (f"`localhost:{second.port}`", "–")  # noqa: RUF001
+        result = await fill(hass, await choose(hass, result, "local"), {"mode": "home_assistant"})
+        assert result["type"] is FlowResultType.CREATE_ENTRY
+        entry = result["result"]
+        assert entry.data["remote"]["addresses"] == [{"host": "localhost", "port": second.port}]
+        await wait_running(hass, entry)
+        assert second.stats.connects == []
+        async with Client(*local_broker.address) as home, Client(*remote_broker.address) as away:
+            await away.subscribe("up/#")
+            quic_front.die()
+            await home.publish("up/lamp", b"on", 1)
+            await away.wait_for(1)
+        assert second.stats.connects[-1].client_id == "old"
+        assert await hass.config_entries.async_unload(entry.entry_id)
+
+
+async def test_addresses_whose_quic_port_is_not_known(
+    hass: HomeAssistant, local_broker: Mosquitto, encrypted_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    """The form has them, with what worked so far as the fallback; without a port they have the one that is entered."""
+    mqtt_entry(local_broker).add_to_hass(hass)
+    tls_port = encrypted_broker.tls_port
+    text = f"connection x\naddress 127.0.0.1:{tls_port} spare:8883\nbridge_cafile ca.crt\ntopic up/# out 1"
+    result = await review(hass, text)
+    assert shown(result)["addresses"] == "`spare`"
+    result = await fill(hass, await choose(hass, result, "local"), {"mode": "home_assistant"})
+    assert result["step_id"] == "remote"
+    assert (suggested(result, "host"), suggested(result, "port")) == ("127.0.0.1", 14567)
+    assert suggested(result, "fallback", "addresses") == ["spare"]
+    assert suggested(result, "fallback", "use_fallback") is True
+    assert suggested(result, "fallback", "fallback_host") is None
+    assert suggested(result, "fallback", "fallback_port") == tls_port
+    fallback = {"use_fallback": True, "fallback_port": tls_port, "addresses": ["spare"]}
+    result = await fill(hass, result, remote_input(quic_front.port, certs.ca_pem, fallback=fallback))
+    assert result["type"] is FlowResultType.CREATE_ENTRY
+    remote = result["result"].data["remote"]
+    assert remote["addresses"] == [{"host": "spare", "port": quic_front.port}]
+    assert remote["fallback"] == {"host": None, "port": tls_port}
+    await wait_running(hass, result["result"])
+
+
+async def test_options_are_shown_as_their_forms_have_them(hass: HomeAssistant) -> None:
+    text = "connection x\naddress y\nnotification_topic home/state\nnotifications false\nkeepalive_interval 20"
+    texts = shown(await review(hass, text))
+    assert texts["options"].splitlines() == [
+        "- Topic: `home/state`",
+        "- Message when messages cross: `1`",
+        "- Message when they do not: `0`",
+        "- Use status topics: ✗",
+        "- MQTT keepalive: 20 s",
+    ]
+    hass.config.language = "zh-Hans"
+    text = "connection x\naddress y\nbridge_session_expiry_interval 3600"
+    expected = load_texts("zh-Hans")["options.step.custom.data.session_expiry"]
+    unit = load_texts("zh-Hans")["selector.unit.unit_of_measurement.hours"]
+    assert shown(await review(hass, text))["options"] == f"- {expected}: 1 {unit}"
+
+
+async def test_without_a_route_it_is_paused_all_the_same(
+    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, swift: None
+) -> None:
+    mqtt_entry(local_broker).add_to_hass(hass)
+    text = f'bridges.mqtt.x {{ server = "mqtt-quic://127.0.0.1:{quic_front.port}", enable = false, keepalive = 20s }}'
+    result = await fill(hass, await choose(hass, await review(hass, text), "local"), {"mode": "home_assistant"})
+    assert result["step_id"] == "topics"
+    result = await fill(hass, result, TOPICS)
+    assert result["type"] is FlowResultType.CREATE_ENTRY
+    assert result["result"].options == {"paused": True, "connection": {"profile": "custom", "keepalive": 20}}
+    await hass.async_block_till_done()
 
 
 async def test_files_with_several_bridges(hass: HomeAssistant) -> None:

@@ -27,7 +27,6 @@ from .const import (
     CONF_FALLBACK,
     CONF_LOCAL,
     CONF_MODE,
-    CONF_PAUSED,
     CONF_REMOTE,
     CONF_USE_TLS,
     DOMAIN,
@@ -51,7 +50,7 @@ from .flow_forms import (
     first_routes,
 )
 from .form_error import FormError
-from .import_flow import ImportFlow, imported_local, imported_remote, is_complete
+from .import_flow import ImportFlow, imported_local, imported_options, imported_remote, is_complete
 from .options import remote_with_options
 from .options_flow import QuicBridgeOptionsFlow
 from .route_data import route_title, route_to_data
@@ -202,7 +201,7 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
             return self._save(self._get_reconfigure_entry(), Side.REMOTE, remote)
         self._remote = remote
         if self._imported is not None and self._imported.routes:
-            return self._create(self._imported.routes, paused=not self._imported.enabled)
+            return self._create(self._imported.routes)
         return await self.async_step_topics()
 
     async def async_step_topics(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
@@ -215,11 +214,11 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
             return self._form("topics", TOPICS_SCHEMA, user_input, error)
         return self._create(routes)
 
-    def _create(self, routes: Sequence[Route], *, paused: bool = False) -> ConfigFlowResult:
+    def _create(self, routes: Sequence[Route]) -> ConfigFlowResult:
         return self.async_create_entry(
             title=self._remote[CONF_HOST],
             data={CONF_LOCAL: self._local, CONF_REMOTE: self._remote},
-            options={CONF_PAUSED: True} if paused else {},
+            options={} if self._imported is None else imported_options(self._imported),
             subentries=[
                 ConfigSubentryData(
                     subentry_type=SUBENTRY_ROUTE,
@@ -306,10 +305,11 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
             raise FormError("base", "unknown", placeholders) from error
 
     def _remote_broker(self, remote: Mapping[str, Any]) -> BrokerConfig:
-        """Return the remote broker as it is to be tried: as patiently as the bridge would, if there is one."""
-        entry_id = self.context.get("entry_id")
-        entry = None if entry_id is None else self.hass.config_entries.async_get_known_entry(entry_id)
-        return remote_with_options(remote_broker(remote), {} if entry is None else entry.options)
+        """Return the remote broker as it is to be tried: as patiently as the bridge does, or will do."""
+        options: Mapping[str, Any] = {} if self._imported is None else self._imported.options
+        if (entry_id := self.context.get("entry_id")) is not None:
+            options = self.hass.config_entries.async_get_known_entry(entry_id).options
+        return remote_with_options(remote_broker(remote), options)
 
     def _fallback(self, remote: Mapping[str, Any]) -> BrokerConfig:
         """Return the remote broker as its fallback is to be tried."""

@@ -66,7 +66,10 @@ def endpoint_data(user_input: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def endpoint_form(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the form shows of the remote broker's other endpoints."""
+    """Return what the form shows of the remote broker's other endpoints.
+
+    An address that was not typed yet may have None for its port: it will be that of the broker.
+    """
     fields: dict[str, Any] = {CONF_USE_FALLBACK: False}
     if (fallback := stored.get(CONF_FALLBACK)) is not None:
         fields = {CONF_USE_FALLBACK: True, CONF_FALLBACK_PORT: fallback[CONF_PORT]}
@@ -107,5 +110,6 @@ def _address(text: str, default_port: int) -> tuple[str, int]:
     return _other_host(host), int(port)
 
 
-def _shown(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _shown(host: str, port: int | None) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return shown if port is None else f"{shown}:{port}"

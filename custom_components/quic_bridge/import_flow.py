@@ -1,6 +1,6 @@
 """The steps that bring a bridge over from another bridge's configuration file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from homeassistant.components.file_upload import process_uploaded_file
@@ -17,19 +17,14 @@ from homeassistant.helpers.selector import (
     TextSelector,
     TextSelectorConfig,
 )
-from homeassistant.helpers.translation import async_get_translations
 import probatio
 
 from .bridge.config import DEFAULT_QUIC_PORT
-from .bridge.routes import Route
-from .const import CONF_BRIDGE, CONF_CONFIG_FILE, CONF_CONFIG_TEXT, DOMAIN
+from .const import CONF_ADDRESSES, CONF_BRIDGE, CONF_CONFIG_FILE, CONF_CONFIG_TEXT, CONF_FALLBACK, CONF_PAUSED
 from .form_error import FormError
+from .import_review import async_review
 from .importer import MAX_SIZE, read_bridges
-from .importer.model import FileError, FileProblem, ImportedBridge, Note
-from .route_data import code, preview
-
-MAX_SHOWN: Final = 30
-"""Routes, and things not carried over, that are listed one by one."""
+from .importer.model import FileError, FileProblem, ImportedBridge
 
 IMPORT_SCHEMA: Final = probatio.Schema(
     {
@@ -37,9 +32,6 @@ IMPORT_SCHEMA: Final = probatio.Schema(
         probatio.Optional(CONF_CONFIG_TEXT): TextSelector(TextSelectorConfig(multiline=True)),
     }
 )
-
-_REASONS: Final = "import_reason"
-"""Where the texts of the reasons are, among the translations of selectors."""
 
 
 class ImportFlow(ConfigFlow):
@@ -82,7 +74,7 @@ class ImportFlow(ConfigFlow):
             self._imported = self._found[int(user_input[CONF_BRIDGE])]
             return await self.async_step_import_review()
         options = [
-            SelectOptionDict(value=str(number), label=f"{bridge.name} ({bridge.addresses[0]})")
+            SelectOptionDict(value=str(number), label=f"{bridge.name} ({bridge.endpoints.main})")
             for number, bridge in enumerate(self._found)
         ]
         selector = SelectSelector(SelectSelectorConfig(options=options, mode=SelectSelectorMode.LIST))
@@ -99,13 +91,7 @@ class ImportFlow(ConfigFlow):
         return self.async_show_menu(
             step_id="import_review",
             menu_options=["local", "import_file"],
-            description_placeholders={
-                "bridge": code(bridge.name),
-                "server": code(str(bridge.addresses[0])),
-                "client_id": code(bridge.client_id) if bridge.client_id else "–",  # noqa: RUF001
-                "routes": _shown_routes(bridge.routes),
-                "notes": await _async_shown_notes(self.hass, bridge.notes),
-            },
+            description_placeholders=await async_review(self.hass, bridge),
         )
 
 
@@ -130,15 +116,23 @@ async def _async_read(hass: HomeAssistant, user_input: Mapping[str, Any]) -> lis
 
 
 def imported_remote(bridge: ImportedBridge) -> dict[str, Any]:
-    """Return what is known of the remote broker, as it is stored."""
-    address = bridge.addresses[0]
+    """Return what is known of the remote broker, as it is stored; further addresses may lack a port."""
+    main, fallback = bridge.endpoints.main, bridge.endpoints.fallback
     return {
-        CONF_HOST: address.host,
-        CONF_PORT: address.port if address.quic and address.port else DEFAULT_QUIC_PORT,
+        CONF_HOST: main.host,
+        CONF_PORT: (main.port if bridge.quic else None) or DEFAULT_QUIC_PORT,
         CONF_USERNAME: bridge.username,
         CONF_PASSWORD: bridge.password,
+        CONF_ADDRESSES: [{CONF_HOST: other.host, CONF_PORT: other.port} for other in bridge.endpoints.further],
+        CONF_FALLBACK: fallback
+        and {CONF_HOST: None if fallback.host == main.host else fallback.host, CONF_PORT: fallback.port},
         **({CONF_CLIENT_ID: bridge.client_id} if bridge.client_id else {}),
     }
+
+
+def imported_options(bridge: ImportedBridge) -> dict[str, Any]:
+    """Return the options of the entry, as they are stored."""
+    return {**bridge.options, **({} if bridge.enabled else {CONF_PAUSED: True})}
 
 
 def imported_local(bridge: ImportedBridge) -> dict[str, Any]:
@@ -149,24 +143,3 @@ def imported_local(bridge: ImportedBridge) -> dict[str, Any]:
 def is_complete(bridge: ImportedBridge) -> bool:
     """Tell whether the file says all that it takes to reach the remote broker over QUIC."""
     return bridge.quic and not bridge.wants_files and (bridge.username is None or bridge.password is not None)
-
-
-def _shown_routes(routes: Sequence[Route]) -> str:
-    return _shorten(preview(routes[:MAX_SHOWN]).splitlines(), len(routes))
-
-
-async def _async_shown_notes(hass: HomeAssistant, notes: Sequence[Note]) -> str:
-    """List what is not carried over, by its reason, in the language of this Home Assistant."""
-    texts = await async_get_translations(hass, hass.config.language, "selector", [DOMAIN])
-    lines = []
-    for reason in dict.fromkeys(note.why for note in notes):
-        text = texts.get(f"component.{DOMAIN}.selector.{_REASONS}.options.{reason}", reason.value)
-        lines.append(f"- {text}")
-        what = [note.what for note in notes if note.why is reason]
-        lines += _shorten([f"  - {code(item)}" for item in what[:MAX_SHOWN]], len(what)).splitlines()
-    return "\n".join(lines) or "–"  # noqa: RUF001
-
-
-def _shorten(lines: Iterable[str], number: int) -> str:
-    more = [f"- … (+{number - MAX_SHOWN})"] if number > MAX_SHOWN else []
-    return "\n".join([*lines, *more]) or "–"  # noqa: RUF001

@@ -19,7 +19,6 @@ import probatio
 
 from .bridge.config import BrokerConfig, timer_conflict
 from .bridge.guard import GuardMode
-from .bridge.topics import valid_topic
 from .const import (
     CONF_ANNOUNCE,
     CONF_BACKOFF_BASE,
@@ -53,6 +52,7 @@ from .options import (
     CLIENT_ID_VARIABLE,
     CONGESTION_CONTROLS,
     CONNECTION_OPTIONS,
+    LONGEST_PRESENCE_TEXT,
     MESSAGE_OPTIONS,
     PRESENCE_DEFAULTS,
     NumberOption,
@@ -62,10 +62,10 @@ from .options import (
     outbox_limits,
     presence_text,
     status_topic,
+    valid_status_topic,
     with_connection,
 )
 
-_LONGEST_TEXT: Final = 1000
 _CONFLICT_FIELDS: Final = {
     "ping_over_idle_timeout": CONF_IDLE_TIMEOUT,
     "keepalive_over_idle_timeout": CONF_KEEPALIVE,
@@ -165,12 +165,11 @@ def _check_connection(values: Mapping[str, Any]) -> None:
 
 
 def _check_presence(values: Mapping[str, Any]) -> None:
-    topic = status_topic(values, "client")
-    if topic.startswith("$") or len(topic) > _LONGEST_TEXT or not valid_topic(topic.encode()):
+    if not valid_status_topic(status_topic(values, "client")):
         raise FormError(CONF_STATUS_TOPIC, "status_topic_invalid")
     online, offline = (presence_text(values, key) for key in (CONF_PAYLOAD_ONLINE, CONF_PAYLOAD_OFFLINE))
     for key, text in ((CONF_PAYLOAD_ONLINE, online), (CONF_PAYLOAD_OFFLINE, offline)):
-        if len(text) > _LONGEST_TEXT:
+        if len(text) > LONGEST_PRESENCE_TEXT:
             raise FormError(key, "payload_too_long")
     if online == offline:
         raise FormError(CONF_PAYLOAD_OFFLINE, "payloads_equal")

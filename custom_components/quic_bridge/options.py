@@ -13,6 +13,7 @@ from typing import Any, Final
 from .bridge.config import BackoffConfig, BrokerConfig, PresenceConfig, QuicLogConfig
 from .bridge.guard import GuardMode, LoopGuard
 from .bridge.outbox_model import OutboxLimits
+from .bridge.topics import valid_topic
 from .const import (
     CONF_ANNOUNCE,
     CONF_BACKOFF_BASE,
@@ -234,6 +235,8 @@ PRESENCE_DEFAULTS: Final = {
     CONF_PAYLOAD_ONLINE: "online",
     CONF_PAYLOAD_OFFLINE: "offline",
 }
+LONGEST_PRESENCE_TEXT: Final = 1000
+"""Characters of a status topic or its messages."""
 _NOT_IN_TOPICS: Final = str.maketrans("+#/\0", "____")
 
 
@@ -241,6 +244,11 @@ def status_topic(values: Mapping[str, Any], client_id: str) -> str:
     """Return the status topic of a client for the values of the page `presence`."""
     text = presence_text(values, CONF_STATUS_TOPIC)
     return text.replace(CLIENT_ID_VARIABLE, client_id.translate(_NOT_IN_TOPICS))
+
+
+def valid_status_topic(topic: str) -> bool:
+    """Tell whether a topic may be a status topic: not one of those under $, which are the broker's own."""
+    return not topic.startswith("$") and len(topic) <= LONGEST_PRESENCE_TEXT and valid_topic(topic.encode())
 
 
 def presence_text(values: Mapping[str, Any], key: str) -> str:

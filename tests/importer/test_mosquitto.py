@@ -6,7 +6,16 @@ import pytest
 
 from custom_components.quic_bridge.bridge.routes import Direction, RetainMode, Route, Router
 from custom_components.quic_bridge.importer import read_bridges
-from custom_components.quic_bridge.importer.model import Address, FileError, FileProblem, ImportedBridge, Note, Reason
+from custom_components.quic_bridge.importer.model import (
+    Address,
+    Carrier,
+    Endpoints,
+    FileError,
+    FileProblem,
+    ImportedBridge,
+    Note,
+    Reason,
+)
 
 FILE = Path(__file__).parent / "files" / "mosquitto.conf"
 
@@ -23,7 +32,8 @@ def sketch(route: Route) -> tuple[str, str, str, int]:
 def test_a_whole_file() -> None:
     office, cloud = read_bridges(FILE.read_bytes())
     assert (office.name, office.quic, office.enabled, office.wants_files) == ("office", False, True, True)
-    assert office.addresses == (Address(host="broker.example.org", port=8883), Address(host="backup.example.org"))
+    main = Address(host="broker.example.org", port=8883, carrier=Carrier.TLS)
+    assert office.endpoints == Endpoints(main=main, further=(Address(host="backup.example.org"),), fallback=main)
     assert (office.client_id, office.username, office.password) == ("home-7", "home", "pass word")
     assert (office.local_username, office.local_password) == ("bridge", '"quoted"')
     assert [sketch(route) for route in office.routes] == [
@@ -33,15 +43,22 @@ def test_a_whole_file() -> None:
         ("to_remote", "lamp", "", 0),
         ("to_remote", "temperature", "site/7/temperature", 1),
     ]
+    assert office.options == {
+        "connection": {
+            "profile": "custom",
+            "keepalive": 120,
+            "idle_timeout": 120,  # no shorter than the keepalive
+            "backoff_base": 10,
+            "backoff_cap": 60,
+        },
+        "presence": {"status_topic": "bridges/home-7/state", "payload_online": "1", "payload_offline": "0"},
+    }
     assert list(office.notes) == [
         Note("address broker.example.org:8883", Reason.TCP),
-        Note("address backup.example.org", Reason.ADDRESSES),
-        Note("round_robin true", Reason.ADDRESSES),
+        Note("address backup.example.org:1883", Reason.ADDRESSES),
+        Note("round_robin true", Reason.ROUND_ROBIN),
         Note("bridge_protocol_version mqttv50", Reason.PROTOCOL),
-        Note("keepalive_interval 120", Reason.TIMERS),
-        Note("restart_timeout 10 60", Reason.TIMERS),
         Note("notifications true", Reason.PRESENCE),
-        Note("notification_topic bridges/home-7/state", Reason.PRESENCE),
         Note("try_private true", Reason.NOT_NEEDED),
         Note("bridge_cafile /etc/mosquitto/certs/ca.crt", Reason.FILE),
         Note("bridge_certfile /etc/mosquitto/certs/client.crt", Reason.FILE),
@@ -55,7 +72,7 @@ def test_a_whole_file() -> None:
         Note("include_dir /etc/mosquitto/conf.d", Reason.INCLUDE),
     ]
     assert (cloud.name, cloud.client_id, cloud.username, cloud.password) == ("cloud", "old-name", "old", "older")
-    assert cloud.addresses == (Address(host="2001:db8::7", port=1883),)
+    assert cloud.endpoints == Endpoints(main=Address(host="2001:db8::7", port=1883))
     assert not cloud.wants_files
     # `bridge_outgoing_retain false` is about one way only.
     assert [(*sketch(route), route.retain) for route in cloud.routes] == [
@@ -95,6 +112,8 @@ def test_a_whole_file() -> None:
         ("a in", Direction.TO_LOCAL, "a", "a"),
         ("a in", Direction.TO_REMOTE, "a", None),
         ("a/# out", Direction.TO_REMOTE, "b/c", None),
+        ('"living room/#" OUT 1 "" R/', Direction.TO_REMOTE, "living room/lamp", "R/living room/lamp"),
+        ("# out 1 # everything", Direction.TO_REMOTE, "a", "a"),
     ],
 )
 def test_topics(line: str, direction: Direction, topic: str, expected: str | None) -> None:
@@ -124,6 +143,11 @@ def test_topics_that_cannot_be(line: str) -> None:
         "connection x\naddress y:0",
         "connection x\naddress :1883",
         "connection x\naddress y\nbridge_outgoing_retain no",
+        "connection x\naddress y\nnotifications no",
+        "connection x\naddress y\nkeepalive_interval long",
+        "connection x\naddress y\nrestart_timeout",
+        "connection x\naddress y\nbridge_session_expiry_interval -1",
+        "connection x\naddress y\nbridge_session_expiry_interval 0x1FFFFFFFF",
         "\n\nconnection x\naddress y\nconnection z",
     ],
 )
@@ -136,5 +160,77 @@ def test_what_mosquitto_would_not_read(text: str) -> None:
 
 def test_what_means_the_same_is_not_mentioned() -> None:
     usual = "cleansession false\nround_robin false\nstart_type automatic\nbridge_insecure false\n# topic # out\n\n"
-    bridge = read_one(f"\ufeff# before\nlistener 1883\nconnection x\naddress y\n{usual}\tbridge_tls_use_os_certs true")
+    usual += "local_cleansession false\nbridge_require_ocsp false\nbridge_tls_use_os_certs false\n"
+    bridge = read_one(f"\ufeff# before\nlistener 1883\nconnection x\naddress y\n{usual}")
+    assert bridge.options == {}
     assert bridge.notes == (Note("address y", Reason.TCP),)
+
+
+TLS = "bridge_tls_use_os_certs true"
+
+
+@pytest.mark.parametrize(
+    ("lines", "further", "fallback", "left"),
+    [
+        ("address a", [], None, []),
+        (f"address a\n{TLS}", [], "a:1883", []),
+        (f"address a:8883 # comment\n{TLS}", [], "a:8883", []),
+        ("address a\nbridge_cafile ca.crt", [], "a:1883", []),
+        ("address a\nbridge_capath /etc/ssl", [], "a:1883", []),
+        # Keys that both have agreed on are not certificates.
+        ("address a\nbridge_identity i\nbridge_psk 00", [], None, []),
+        ("addresses a b:1884 2001:db8::1:1883", ["b", "[2001:db8::1]"], None, []),
+        (f"address a:8883 b:8883 b:8884\n{TLS}", ["b"], "a:8883", []),
+        # Another broker on the same host has another QUIC port, which is not known.
+        ("address a:1883 a:1884 b", ["b"], None, ["address a:1884"]),
+    ],
+)
+def test_addresses(lines: str, further: list[str], fallback: str | None, left: list[str]) -> None:
+    bridge = read_one(f"connection x\n{lines}")
+    assert bridge.endpoints.main.host == "a"
+    assert [str(address) for address in bridge.endpoints.further] == further
+    assert (bridge.endpoints.fallback and str(bridge.endpoints.fallback)) == fallback
+    assert [note.what for note in bridge.notes if note.why is Reason.ADDRESS_LEFT] == left
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "adjusted"),
+    [
+        ("keepalive_interval 20", {"keepalive": 20}, False),
+        ("keepalive_interval 65535", {"keepalive": 600, "idle_timeout": 600}, True),
+        ("restart_timeout 20", {"backoff_base": 20, "backoff_cap": 20}, False),
+        ("restart_timeout 1 7200 30", {"backoff_base": 1, "backoff_cap": 3600, "backoff_stable": 30}, True),
+        ("restart_timeout 100 50", {"backoff_base": 60, "backoff_cap": 60}, True),
+        ("bridge_receive_maximum 20", {"receive_window": 20}, False),
+        ("bridge_session_expiry_interval 86400", {"session_expiry": 24}, False),
+        ("bridge_session_expiry_interval 5400", {"session_expiry": 2}, True),
+        ("bridge_session_expiry_interval 0xFFFFFFFF", {"session_expiry": 8760}, True),
+    ],
+)
+def test_timers_and_windows(line: str, options: dict[str, int], adjusted: bool) -> None:
+    bridge = read_one(f"connection x\naddress y\n{line}")
+    assert bridge.options == {"connection": {"profile": "custom", **options}}
+    assert bridge.notes[1:] == ((Note(line, Reason.ADJUSTED),) if adjusted else ())
+
+
+def test_a_session_that_ends_with_the_connection() -> None:
+    bridge = read_one("connection x\naddress y\nbridge_session_expiry_interval 0")
+    assert bridge.options == {}
+    assert bridge.notes[1] == Note("bridge_session_expiry_interval 0", Reason.SESSION)
+
+
+@pytest.mark.parametrize(
+    ("lines", "presence"),
+    [
+        ("notifications false", {"announce": False}),
+        ("notification_topic a/b", {"status_topic": "a/b", "payload_online": "1", "payload_offline": "0"}),
+        # Nobody but a broker publishes these.
+        ("notification_topic $SYS/broker/connection/x/state", None),
+        ("notifications true", None),
+        ("notifications_local_only true", None),
+    ],
+)
+def test_notifications(lines: str, presence: dict[str, object] | None) -> None:
+    bridge = read_one(f"connection x\naddress y\n{lines}")
+    assert bridge.options == ({} if presence is None else {"presence": presence})
+    assert bridge.notes[1:] == (() if presence else (Note(lines, Reason.PRESENCE),))

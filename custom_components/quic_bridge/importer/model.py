@@ -1,10 +1,10 @@
 """What a configuration file of another bridge says, in our terms, and what of it we do not have."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 import re
-from typing import override
+from typing import Any, override
 
 from ..bridge.routes import Route
 
@@ -35,6 +35,12 @@ class Reason(StrEnum):
     """Why something is not carried over, or not as it was. The value is a translation key."""
 
     NOT_NEEDED = "not_needed"
+    SWITCHED_OFF = "switched_off"
+    """Named in the file, and not in use there."""
+    ADJUSTED = "adjusted"
+    """Carried over with the nearest value that can be set here, or that goes together with the others."""
+    DEFAULT = "default"
+    """The other bridge's own default, which says nothing of the network that it is in."""
     TIMERS = "timers"
     LIMITS = "limits"
     PROTOCOL = "protocol"
@@ -46,10 +52,18 @@ class Reason(StrEnum):
     CERTIFICATE_CHECK = "certificate_check"
     """The other bridge did not check the broker's certificate; ours does."""
     CERTIFICATE_NAME = "certificate_name"
+    REVOCATION = "revocation"
     TLS = "tls"
     TCP = "tcp"
     """The broker was reached over TCP: its QUIC port must be asked for."""
     ADDRESSES = "addresses"
+    """Carried over; but the other bridge did not ask for nodes that share their sessions."""
+    ADDRESS_LEFT = "address_left"
+    """There is no place for it among the endpoints."""
+    ROUND_ROBIN = "round_robin"
+    INTERFACE = "interface"
+    STREAMS = "streams"
+    EARLY_DATA = "early_data"
     TRANSPARENT = "transparent"
     START = "start"
     NO_LOCAL = "no_local"
@@ -81,14 +95,23 @@ class Note:
     why: Reason
 
 
+class Carrier(StrEnum):
+    """What an address is reached over."""
+
+    TCP = "tcp"
+    TLS = "tls"
+    """TLS over TCP, with certificates."""
+    QUIC = "quic"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
     """Where a broker is reached."""
 
     host: str
     port: int | None = None
-    """None: the file leaves it to the default."""
-    quic: bool = False
+    """None: the file leaves it to the default, or does not know it."""
+    carrier: Carrier = Carrier.TCP
 
     @override
     def __str__(self) -> str:
@@ -97,12 +120,23 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoints:
+    """The addresses of a file as this bridge uses them."""
+
+    main: Address
+    """As the file has it: only that over QUIC has the port which it takes."""
+    further: tuple[Address, ...] = ()
+    """Over QUIC; without a port they are to have that of the main one."""
+    fallback: Address | None = None
+    """Over TLS; always with a port."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedBridge:
     """A bridge as a file describes it."""
 
     name: str
-    addresses: tuple[Address, ...]
-    """At least one; the first is the main one."""
+    endpoints: Endpoints
     client_id: str | None = None
     username: str | None = None
     password: str | None = field(default=None, repr=False)
@@ -112,12 +146,14 @@ class ImportedBridge:
     local_password: str | None = field(default=None, repr=False)
     enabled: bool = True
     routes: tuple[Route, ...] = ()
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Pages of the entry's options, as they are stored."""
     notes: tuple[Note, ...] = ()
 
     @property
     def quic(self) -> bool:
         """Whether its broker was reached over QUIC."""
-        return self.addresses[0].quic
+        return self.endpoints.main.carrier is Carrier.QUIC
 
 
 _CAPTURE = re.compile(r"\{\d+\}")

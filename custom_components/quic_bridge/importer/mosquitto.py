@@ -6,12 +6,31 @@ import re
 from typing import Final
 
 from ..bridge.routes import Direction, RetainMode, Route, same_name
-from .model import Address, FileError, FileProblem, ImportedBridge, Note, Reason, distinct, problem_of
+from ..const import (
+    CONF_ANNOUNCE,
+    CONF_BACKOFF_BASE,
+    CONF_BACKOFF_CAP,
+    CONF_BACKOFF_STABLE,
+    CONF_KEEPALIVE,
+    CONF_PAYLOAD_OFFLINE,
+    CONF_PAYLOAD_ONLINE,
+    CONF_RECEIVE_WINDOW,
+    CONF_SESSION_EXPIRY,
+    CONF_STATUS_TOPIC,
+    PAGE_CONNECTION,
+    PAGE_PRESENCE,
+)
+from ..options import valid_status_topic
+from .addresses import arrange
+from .model import Address, Carrier, FileError, FileProblem, ImportedBridge, Note, Reason, distinct, problem_of
+from .settings import Settings
 
 _CONNECTION: Final = re.compile(r"^[ \t]*connection[ \t]+[^\s={]", re.MULTILINE)
+_WORD: Final = re.compile(r'"[^"]*"|\S+')
+_DEFAULT_PORT: Final = 1883
+"""With TLS, too."""
 _DIRECTIONS: Final = {"out": Direction.TO_REMOTE, "in": Direction.TO_LOCAL, "both": Direction.BOTH}
 _QOS: Final = frozenset({"0", "1", "2"})
-_EMPTY: Final = '""'
 
 _VALUES: Final = {
     "clientid": "client_id",
@@ -25,22 +44,21 @@ _VALUES: Final = {
 }
 _USUAL: Final = {
     "bridge_insecure": ("false", Reason.CERTIFICATE_NAME),
-    "bridge_tls_use_os_certs": ("true", Reason.CERTIFICATE_CHECK),
+    "bridge_require_ocsp": ("false", Reason.REVOCATION),
     "cleansession": ("false", Reason.SESSION),
-    "round_robin": ("false", Reason.ADDRESSES),
+    "local_cleansession": ("false", Reason.SESSION),
+    "round_robin": ("false", Reason.ROUND_ROBIN),
     "start_type": ("automatic", Reason.START),
 }
 """Options that are not carried over, with the value that means what the bridge does anyway."""
 
 _REASONS: Final = {
     "bridge_attempt_unsubscribe": Reason.NOT_NEEDED,
-    "bridge_bind_address": Reason.NOT_NEEDED,
+    "bridge_bind_address": Reason.INTERFACE,
     "bridge_max_packet_size": Reason.LIMITS,
-    "bridge_max_topic_alias": Reason.LIMITS,
+    "bridge_max_topic_alias": Reason.NOT_NEEDED,
     "bridge_protocol_version": Reason.PROTOCOL,
-    "bridge_receive_maximum": Reason.LIMITS,
     "bridge_reload_type": Reason.NOT_NEEDED,
-    "bridge_session_expiry_interval": Reason.SESSION,
     "bridge_tcp_keepalive": Reason.TIMERS,
     "bridge_tcp_user_timeout": Reason.TIMERS,
     "bridge_alpn": Reason.TLS,
@@ -50,22 +68,18 @@ _REASONS: Final = {
     "bridge_keyfile": Reason.FILE,
     "bridge_identity": Reason.TLS,
     "bridge_psk": Reason.TLS,
-    "bridge_require_ocsp": Reason.TLS,
     "bridge_tls_version": Reason.TLS,
     "bridge_ciphers": Reason.TLS,
     "bridge_ciphers_tls1.3": Reason.TLS,
-    "keepalive_interval": Reason.TIMERS,
     "local_clientid": Reason.NOT_NEEDED,
-    "local_cleansession": Reason.SESSION,
-    "notification_topic": Reason.PRESENCE,
-    "notifications": Reason.PRESENCE,
     "notifications_local_only": Reason.PRESENCE,
-    "restart_timeout": Reason.TIMERS,
     "idle_timeout": Reason.START,
     "threshold": Reason.START,
     "try_private": Reason.NOT_NEEDED,
 }
 """Options that are not carried over, whatever their value is."""
+_WITH_TLS: Final = frozenset({"bridge_cafile", "bridge_capath"})
+_HOUR: Final = 3600
 _SECRET: Final = frozenset({"bridge_psk"})
 
 
@@ -105,8 +119,10 @@ class _Block:
     def __init__(self, name: str) -> None:
         self._name = name
         self._addresses: list[Address] = []
+        self._carrier = Carrier.TCP
         self._values: dict[str, str] = {}
         self._routes: list[Route] = []
+        self._settings = Settings()
         self._notes: list[Note] = []
         self._outgoing_retain = True
 
@@ -115,27 +131,79 @@ class _Block:
         what = f"{key} {value}".strip()
         match key:
             case "address" | "addresses":
-                self._addresses += [_address(text) for text in value.split()]
+                self._addresses += [_address(text) for text in _words(value)]
             case "topic":
                 self._topic(value, what)
             case _ if (name := _VALUES.get(key)) is not None:
                 self._values[name] = value
             case "bridge_outgoing_retain":
                 self._outgoing_retain = _boolean(value)
-            case _ if (usual := _USUAL.get(key)) is not None:
-                if value != usual[0]:
-                    self._notes.append(Note(what, usual[1]))
+            case "bridge_tls_use_os_certs":
+                if _boolean(value):
+                    self._carrier = Carrier.TLS
+            case "keepalive_interval":
+                self._settings.number(PAGE_CONNECTION, CONF_KEEPALIVE, _integer(value), what)
+            case "restart_timeout":
+                self._restart_timeout(value, what)
+            case "bridge_receive_maximum":
+                self._settings.number(PAGE_CONNECTION, CONF_RECEIVE_WINDOW, _integer(value), what)
+            case "bridge_session_expiry_interval":
+                self._session_expiry(value, what)
+            case "notifications" | "notification_topic":
+                self._notification(key, value, what)
             case _:
-                self._notes.append(Note(key if key in _SECRET else what, _REASONS.get(key, Reason.UNKNOWN)))
+                self._rest(key, value, what)
+
+    def _rest(self, key: str, value: str, what: str) -> None:
+        """Note an option that has no part in the bridge."""
+        if key in _WITH_TLS:
+            self._carrier = Carrier.TLS
+        if (usual := _USUAL.get(key)) is None:
+            self._notes.append(Note(key if key in _SECRET else what, _REASONS.get(key, Reason.UNKNOWN)))
+        elif value != usual[0]:
+            self._notes.append(Note(what, usual[1]))
+
+    # --- settings -----------------------------------------------------------------------------------------------------
+
+    def _restart_timeout(self, value: str, what: str) -> None:
+        """Take `base cap [stable]`, or a constant."""
+        base, cap, stable = (*map(_integer, _words(value)), None, None, None)[:3]
+        if base is None:
+            raise ValueError(what)
+        self._settings.number(PAGE_CONNECTION, CONF_BACKOFF_BASE, base, what)
+        self._settings.number(PAGE_CONNECTION, CONF_BACKOFF_CAP, base if cap is None else cap, what)
+        if stable is not None:
+            self._settings.number(PAGE_CONNECTION, CONF_BACKOFF_STABLE, stable, what)
+
+    def _session_expiry(self, value: str, what: str) -> None:
+        if seconds := _integer(value):
+            self._settings.number(PAGE_CONNECTION, CONF_SESSION_EXPIRY, seconds / _HOUR, what)
+        else:
+            self._notes.append(Note(what, Reason.SESSION))
+
+    def _notification(self, key: str, value: str, what: str) -> None:
+        """Take where, and whether, the state is published, with the messages that mosquitto has for it."""
+        if key == "notification_topic" and valid_status_topic(value):
+            for option, text in (
+                (CONF_STATUS_TOPIC, value),
+                (CONF_PAYLOAD_ONLINE, "1"),
+                (CONF_PAYLOAD_OFFLINE, "0"),
+            ):
+                self._settings.value(PAGE_PRESENCE, option, text, what)
+        elif key == "notifications" and not _boolean(value):
+            self._settings.value(PAGE_PRESENCE, CONF_ANNOUNCE, False, what)
+        else:
+            self._notes.append(Note(what, Reason.PRESENCE))
+
+    # --- topics -------------------------------------------------------------------------------------------------------
 
     def _topic(self, value: str, what: str) -> None:
         """Take `pattern [[[out|in|both] qos] local-prefix remote-prefix]`."""
-        words = ["" if word == _EMPTY else word for word in value.split()]
+        words = [word.strip('"') for word in _words(value)]
         pattern, direction, qos, here, there = (*words, *("", "out", "0", "", "")[len(words) :])[:5]
-        if not words or direction not in _DIRECTIONS or qos not in _QOS:
+        if not words or (way := _DIRECTIONS.get(direction.lower())) is None or qos not in _QOS:
             raise ValueError(value)
         local, remote = here + pattern, there + pattern
-        way = _DIRECTIONS[direction]
         source, target = (remote, local) if way is Direction.TO_LOCAL else (local, remote)
         route = Route(
             id=f"line {len(self._routes)}",
@@ -156,22 +224,28 @@ class _Block:
         """Return what was taken. Raises ValueError."""
         if not self._addresses:
             raise ValueError("no address")
-        values, notes = self._values, self._notes
+        values = self._values
+        addresses = self._addresses
+        if self._carrier is Carrier.TLS:
+            addresses = [replace(item, carrier=Carrier.TLS, port=item.port or _DEFAULT_PORT) for item in addresses]
+        endpoints, remarks = arrange(addresses)
+        options = self._settings.pages()
         return ImportedBridge(
             name=self._name,
-            addresses=tuple(self._addresses),
+            endpoints=endpoints,
             client_id=values.get("client_id"),
             username=values.get("username"),
             password=values.get("password"),
-            wants_files=any(note.why is Reason.FILE for note in notes),
+            wants_files=any(note.why is Reason.FILE for note in self._notes),
             local_username=values.get("local_username"),
             local_password=values.get("local_password"),
             routes=tuple(self._routes if self._outgoing_retain else self._without_retain()),
+            options=options,
             notes=distinct(
                 (
-                    Note(f"address {self._addresses[0]}", Reason.TCP),
-                    *(Note(f"address {address}", Reason.ADDRESSES) for address in self._addresses[1:]),
-                    *notes,
+                    *(Note(f"address {address}", why) for address, why in remarks),
+                    *self._settings.notes,
+                    *self._notes,
                     *included,
                 )
             ),
@@ -189,6 +263,13 @@ class _Block:
                 yield replace(route, direction=Direction.TO_LOCAL, topic_filter=back.topic_filter, target=target)
 
 
+def _words(value: str) -> list[str]:
+    """Return the words of a value; those in quotes are one, and a comment may follow the first."""
+    words = _WORD.findall(value)
+    end = next((number for number, word in enumerate(words) if number and word.startswith("#")), None)
+    return words[:end]
+
+
 def _address(text: str) -> Address:
     """Read `host` or `host:port`; an IPv6 address always has a port. Raises ValueError."""
     host, colon, port = text.rpartition(":")
@@ -197,6 +278,14 @@ def _address(text: str) -> Address:
     if not host or not 0 < int(port) < 65_536:
         raise ValueError(text)
     return Address(host=host.strip("[]"), port=int(port))
+
+
+def _integer(value: str) -> int:
+    """Read a number of at most 32 bits, perhaps a hexadecimal one. Raises ValueError."""
+    number = int(value, 16 if value.startswith("0x") else 10)
+    if not 0 <= number <= 0xFFFFFFFF:
+        raise ValueError(value)
+    return number
 
 
 def _boolean(value: str) -> bool:

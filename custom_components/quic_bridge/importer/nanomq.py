@@ -10,11 +10,30 @@ import re
 from typing import Final
 from urllib.parse import urlsplit
 
+from ..bridge.config import DEFAULT_TLS_PORT
 from ..bridge.routes import Direction, Qos0Policy, RetainedAtConnect, RetainMode, Route, same_name
 from ..bridge.topics import has_wildcards, overlap
+from ..const import (
+    CONF_BACKOFF_CAP,
+    CONF_CONGESTION_CONTROL,
+    CONF_HANDSHAKE_TIMEOUT,
+    CONF_IDLE_TIMEOUT,
+    CONF_INITIAL_RTT,
+    CONF_KEEPALIVE,
+    CONF_OUTBOX_MESSAGES,
+    CONF_PING_INTERVAL,
+    CONF_PING_TIMEOUT,
+    CONF_RECEIVE_WINDOW,
+    CONF_SESSION_EXPIRY,
+    PAGE_CONNECTION,
+    PAGE_MESSAGES,
+)
+from ..options import CONGESTION_CONTROLS
+from .addresses import arrange
 from .hocon_text import Node, parse
 from .model import (
     Address,
+    Carrier,
     FileError,
     FileProblem,
     ImportedBridge,
@@ -24,6 +43,7 @@ from .model import (
     problem_of,
     wildcards,
 )
+from .settings import Settings
 
 _OLD_FORMAT: Final = re.compile(r"^[ \t]*bridge\.(mqtt|sqlite)\.\S+[ \t]*=", re.MULTILINE)
 _NO_BRIDGES: Final = frozenset({"cache", "sqlite"})
@@ -31,39 +51,68 @@ _TRUE: Final = frozenset({"true", "yes", "on", "1"})
 _RETAIN: Final = {"0": RetainMode.NEVER, "1": RetainMode.ALWAYS}
 _RETAINED: Final = {"0": RetainedAtConnect.ALWAYS, "1": RetainedAtConnect.ONCE, "2": RetainedAtConnect.NEVER}
 
+_NUMBER: Final = re.compile(r"[0-9]{1,10}")
+_DURATION: Final = re.compile(r"([0-9]{1,10}) *([a-z]*)")
+_SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_HOUR: Final = 3600
+_MOST_MESSAGES: Final = 65_535
+"""Receive Maximum of a client that sets no limit (MQTT 5, 3.1.2.11.3)."""
+_CARRIERS: Final = {"quic": Carrier.QUIC, "tls": Carrier.TLS}
+"""By a part of the scheme of a server's URL; the others are TCP."""
+_FILES: Final = frozenset({"cacertfile", "certfile", "keyfile"})
+
 _READ: Final = frozenset(
     {
-        "clientid", "connector", "enable", "forwards", "hybrid_servers", "name", "password", "retry_qos_0", "server",
-        "ssl", "subscription", "username",
+        "clientid", "conn_properties", "connector", "enable", "forwards", "hybrid_bridging", "hybrid_servers", "name",
+        "password", "retry_qos_0", "server", "ssl", "subscription", "username",
     }
 )  # fmt: skip
+_TIMERS: Final = {
+    "backoff_max": (CONF_BACKOFF_CAP, "s", ()),
+    "keepalive": (CONF_KEEPALIVE, "s", ()),
+    "quic_discon_timeout": (CONF_PING_TIMEOUT, "s", (20,)),
+    "quic_handshake_timeout": (CONF_HANDSHAKE_TIMEOUT, "s", (20, 60)),
+    "quic_idle_timeout": (CONF_IDLE_TIMEOUT, "s", (120,)),
+    "quic_initial_rtt_ms": (CONF_INITIAL_RTT, "ms", (800,)),
+    "quic_keepalive": (CONF_PING_INTERVAL, "s", (120,)),
+}
+"""Timers: the option that means the same, the unit of both, and the defaults that NanoMQ has, or says it has.
+
+The sample configurations write out each QUIC timer with its default. Taken for a choice, these would have the bridge
+notice a dead connection after two minutes, and be forgotten by address translation meanwhile.
+"""
+_PROPERTIES: Final = {
+    "maximum_packet_size": Reason.LIMITS,
+    "request_problem_infomation": Reason.NOT_NEEDED,
+    "request_problem_information": Reason.NOT_NEEDED,
+    "request_response_infomation": Reason.NOT_NEEDED,
+    "request_response_information": Reason.NOT_NEEDED,
+    "topic_alias_maximum": Reason.NOT_NEEDED,
+    "user_property": Reason.NOT_NEEDED,
+}
 _USUAL: Final = {
     "clean_start": ("false", Reason.SESSION),
-    "congestion_control": ("cubic", Reason.NOT_NEEDED),
-    "hybrid_bridging": ("false", Reason.ADDRESSES),
     "proto_ver": ("5", Reason.PROTOCOL),
-    "quic_multi_stream": ("false", Reason.NOT_NEEDED),
+    "quic_0rtt": ("false", Reason.EARLY_DATA),
+    "quic_multi_stream": ("false", Reason.STREAMS),
     "transparent": ("false", Reason.TRANSPARENT),
 }
 """Options that are not carried over, with the value that means what the bridge does anyway."""
 _REASONS: Final = {
-    "backoff_max": Reason.TIMERS,
     "cancel_timeout": Reason.NOT_NEEDED,
-    "conn_properties": Reason.LIMITS,
-    "keepalive": Reason.TIMERS,
     "max_parallel_processes": Reason.NOT_NEEDED,
     "max_recv_queue_len": Reason.NOT_NEEDED,
     "max_send_queue_len": Reason.OUTBOX,
     "no_local_v4": Reason.NOT_NEEDED,
-    "quic_0rtt": Reason.NOT_NEEDED,
+    "quic_max_ack_delay_ms": Reason.TIMERS,
     "quic_qos_priority": Reason.NOT_NEEDED,
+    "quic_send_idle_timeout": Reason.TIMERS,
     "resend_interval": Reason.NOT_NEEDED,
     "resend_wait": Reason.NOT_NEEDED,
     "sub_properties": Reason.NOT_NEEDED,
-    "tcp": Reason.TIMERS,
     "will": Reason.PRESENCE,
 }
-"""Options that are not carried over, whatever their value is. Those that begin with `quic_` are timers."""
+"""Options that are not carried over, whatever their value is."""
 _RULE_KEYS: Final = {
     "forwards": frozenset({"local_topic", "prefix", "qos", "remote_topic", "retain", "suffix"}),
     "subscription": frozenset(
@@ -82,11 +131,11 @@ def read(text: str) -> list[ImportedBridge]:
     kinds = _mapping(tree)
     notes += [Note(f"bridges.{kind}", Reason.OTHER_BRIDGE) for kind in kinds if kind != "mqtt"]
     mqtt = _mapping(kinds.get("mqtt"))
-    notes += [Note(f"bridges.mqtt.{name}", Reason.OUTBOX) for name in mqtt if name in _NO_BRIDGES]
-    named = {name: node for name, node in mqtt.items() if name not in _NO_BRIDGES and name != "nodes"}
+    cache = {name: node for name, node in mqtt.items() if name in _NO_BRIDGES}
+    named = {name: node for name, node in mqtt.items() if name not in cache and name != "nodes"}
     for node in _items(mqtt.get("nodes")):
         named[_text(_mapping(node).get("name"))] = node
-    return [_Reader(name, _mapping(node)).bridge(notes) for name, node in named.items()]
+    return [_Reader(name, _mapping(node)).bridge(cache, notes) for name, node in named.items()]
 
 
 class _Reader:
@@ -96,69 +145,139 @@ class _Reader:
         self._name = name
         # Before 0.19 all about the connection stood in a `connector`.
         self._options = {**_mapping(options.get("connector")), **options}
+        self._settings = Settings()
         self._notes: list[Note] = []
 
-    def bridge(self, notes: list[Note]) -> ImportedBridge:
-        """Return the bridge, with what the whole file has to note. Raises FileError."""
+    def bridge(self, cache: Mapping[str, Node], notes: list[Note]) -> ImportedBridge:
+        """Return the bridge, with the cache of all bridges, and what the whole file has to note. Raises FileError."""
         options = self._options
-        servers = [
-            _address(self._name, _text(server)) for server in (options.get("server"), *self._further()) if server
-        ]
-        if not servers:
-            raise FileError(FileProblem.UNREADABLE, f"bridges.mqtt.{self._name}: no server")
-        if not servers[0].quic:
-            self._note(f"server {servers[0]}", Reason.TCP)
-        for server in servers[1:]:
-            self._note(f"hybrid_servers {server}", Reason.ADDRESSES)
-        wants_files = self._tls(quic=servers[0].quic)
+        servers = self._servers()
+        endpoints, remarks = arrange(servers)
+        for address, why in remarks:
+            self._note(f"{'server' if address == servers[0] else 'hybrid_servers'} {address}", why)
+        wants_files = self._tls(checked=all(address.carrier is Carrier.TCP for address in servers))
         routes = [*self._rules("forwards"), *self._rules("subscription")]
         self._find_copies(routes)
         for key, node in options.items():
             self._rest(key, node)
+        for name, node in cache.items():
+            self._cache(name, _mapping(node))
+        pages = self._settings.pages()
         return ImportedBridge(
             name=self._name,
-            addresses=tuple(servers),
+            endpoints=endpoints,
             client_id=_text(options.get("clientid")) or None,
             username=_text(options.get("username")) or None,
             password=_text(options.get("password")) or None,
             wants_files=wants_files,
             enabled=_text(options.get("enable", "true")).lower() in _TRUE,
             routes=tuple(routes),
-            notes=distinct([*self._notes, *notes]),
+            options=pages,
+            notes=distinct([*self._notes, *self._settings.notes, *notes]),
         )
 
     def _note(self, what: str, why: Reason) -> None:
         self._notes.append(Note(what, why))
 
-    def _further(self) -> list[Node]:
-        return _items(self._options.get("hybrid_servers")) if self._is_on("hybrid_bridging") else []
-
     def _is_on(self, key: str) -> bool:
         return _text(self._options.get(key)).lower() in _TRUE
 
-    def _tls(self, *, quic: bool) -> bool:
+    def _servers(self) -> list[Address]:
+        """Return all servers, that of the bridge first. Raises FileError."""
+        further = [_text(node) for node in _items(self._options.get("hybrid_servers"))]
+        if further and not self._is_on("hybrid_bridging"):
+            self._note("hybrid_servers", Reason.SWITCHED_OFF)
+            further = []
+        servers = [_address(self._name, url) for url in (_text(self._options.get("server")), *further) if url]
+        if not servers:
+            raise FileError(FileProblem.UNREADABLE, f"bridges.mqtt.{self._name}: no server")
+        if len(servers) > 1:
+            self._note("hybrid_bridging = true", Reason.ROUND_ROBIN)
+        return servers
+
+    def _tls(self, *, checked: bool) -> bool:
         """Note what is to be said of certificates; returns whether there are files to be given."""
         ssl = _mapping(self._options.get("ssl"))
-        files = [key for key in ("cacertfile", "certfile", "keyfile") if _text(ssl.get(key))]
-        if _text(ssl.get("enable", "true")).lower() not in _TRUE:
-            files = []
-        for key in files:
-            self._note(f"ssl.{key} = {_text(ssl[key])}", Reason.FILE)
-        if quic and "cacertfile" not in files:
+        is_on = _text(ssl.get("enable", "true")).lower() in _TRUE
+        if not is_on:
+            self._note("ssl", Reason.SWITCHED_OFF)
+            ssl = {}
+        for key, node in ssl.items():
+            if key in _FILES:
+                self._note(f"ssl.{key} = {_text(node)}", Reason.FILE)
+            elif key == "key_password":
+                self._note(f"ssl.{key}", Reason.FILE)
+            elif key != "enable":
+                self._note(f"ssl.{key}", Reason.UNKNOWN)
+        if not checked and "cacertfile" not in ssl:
             self._note("ssl", Reason.CERTIFICATE_CHECK)
-        return bool(files)
+        return any(key in _FILES for key in ssl)
 
     def _rest(self, key: str, node: Node) -> None:
-        """Note an option that has no part in the bridge."""
-        if key in _READ:
-            return
+        """Take an option that is one here, too, or note it."""
         text = _text(node)
         what = f"{key} = {text}" if text else key
-        if (usual := _USUAL.get(key)) is not None:
-            if text.lower() != usual[0]:
-                self._note(what, usual[1])
+        if key == "conn_properties":
+            self._properties(_mapping(node))
+        elif key == "tcp":
+            for name in _mapping(node):
+                self._note(f"tcp.{name}", Reason.INTERFACE if name == "bind_interface" else Reason.TIMERS)
+        elif key in _READ:
+            return
+        elif (timer := _TIMERS.get(key)) is not None:
+            self._timer(*timer, text, what)
+        elif key == "congestion_control":
+            if text in CONGESTION_CONTROLS:
+                self._settings.value(PAGE_CONNECTION, CONF_CONGESTION_CONTROL, text, what)
+            else:
+                self._note(what, Reason.TIMERS)
+        elif (usual := _USUAL.get(key)) is None:
+            self._note(what, _REASONS.get(key, Reason.UNKNOWN))
+        elif text.lower() != usual[0]:
+            self._note(what, usual[1])
+
+    # --- settings -----------------------------------------------------------------------------------------------------
+
+    def _timer(self, option: str, unit: str, defaults: Sequence[int], text: str, what: str) -> None:
+        duration = _DURATION.fullmatch(text)
+        seconds = None if duration is None else _SECONDS.get(duration[2] or unit)
+        if duration is None or seconds is None:
+            self._note(what, Reason.TIMERS)
+            return
+        value = int(duration[1]) * seconds / _SECONDS[unit]
+        if value in defaults:
+            self._note(what, Reason.DEFAULT)
+        elif not value:
+            self._note(what, Reason.TIMERS)
         else:
-            self._note(what, _REASONS.get(key, Reason.TIMERS if key.startswith("quic_") else Reason.UNKNOWN))
+            self._settings.number(PAGE_CONNECTION, option, value, what)
+
+    def _properties(self, properties: Mapping[str, Node]) -> None:
+        """Take the properties of CONNECT (MQTT 5, 3.1.2.11)."""
+        for key, node in properties.items():
+            text = _text(node)
+            what = f"conn_properties.{key}" + (f" = {text}" if text else "")
+            number = _number(text)
+            if key == "session_expiry_interval" and number:
+                self._settings.number(PAGE_CONNECTION, CONF_SESSION_EXPIRY, number / _HOUR, what)
+            elif key == "session_expiry_interval":
+                self._note(what, Reason.SESSION)
+            elif key == "receive_maximum" and number == _MOST_MESSAGES:
+                self._note(what, Reason.DEFAULT)
+            elif key == "receive_maximum" and number:
+                self._settings.number(PAGE_CONNECTION, CONF_RECEIVE_WINDOW, number, what)
+            else:
+                self._note(what, _PROPERTIES.get(key, Reason.UNKNOWN))
+
+    def _cache(self, name: str, options: Mapping[str, Node]) -> None:
+        """Take how much may wait on disk."""
+        for key, node in options.items():
+            text = _text(node)
+            what = f"bridges.mqtt.{name}.{key}" + (f" = {text}" if text else "")
+            if key == "disk_cache_size" and (number := _number(text)):
+                self._settings.number(PAGE_MESSAGES, CONF_OUTBOX_MESSAGES, number, what)
+            else:
+                self._note(what, Reason.OUTBOX)
 
     # --- rules --------------------------------------------------------------------------------------------------------
 
@@ -258,10 +377,17 @@ def _address(name: str, url: str) -> Address:
     try:
         parts = urlsplit(url if "://" in url else f"mqtt-tcp://{url}")
         if parts.hostname:
-            return Address(host=parts.hostname, port=parts.port, quic="quic" in parts.scheme)
+            carrier = next((item for part, item in _CARRIERS.items() if part in parts.scheme), Carrier.TCP)
+            port = parts.port or (DEFAULT_TLS_PORT if carrier is Carrier.TLS else None)
+            return Address(host=parts.hostname, port=port, carrier=carrier)
     except ValueError:
         pass
     raise FileError(FileProblem.UNREADABLE, f"bridges.mqtt.{name}: server")
+
+
+def _number(text: str) -> int:
+    """Return a number that is more than 0, as NanoMQ takes no other; else 0."""
+    return int(text) if _NUMBER.fullmatch(text) else 0
 
 
 def _mapping(node: Node) -> Mapping[str, Node]:
