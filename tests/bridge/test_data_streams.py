@@ -51,7 +51,7 @@ async def test_a_routes_qos_1_takes_its_own_stream_and_all_else_that_of_the_sess
         connection = scene.front.connection
         assert list(connection.data_streams) == [STREAM]
         assert on_session_stream(connection) == 80, "QoS 2 and the other route"
-        assert scene.bridge.status.outbound.waiting == 0
+        await wait_until(lambda: scene.bridge.status.outbound.waiting == 0, what="nothing under way")
 
 
 async def test_what_is_stuck_on_its_own_stream_holds_up_nothing_else(scene: Scene) -> None:

@@ -12,7 +12,6 @@ from typing import Final
 from .config import BridgeConfig, BrokerConfig, FailoverConfig, PresenceConfig
 from .forwarder import Forwarder
 from .link import Link
-from .outbound import OutboundForwarder
 from .presence import Presence
 from .publisher import Publication, Publisher, Receipt
 from .rate import Rate, Share
@@ -51,40 +50,32 @@ class Bridge:
         self._state = BridgeState.STOPPED
         self._published: BridgeStatus | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._outbox: OutboundForwarder | None
         self._rates = {direction: Rate(_RATE_SAMPLES) for direction in (Direction.TO_REMOTE, Direction.TO_LOCAL)}
         self._loss = Share(_RATE_SAMPLES)
         self._drops_seen: set[tuple[Direction, DropReason]] = set()
-        inbound = Forwarder(
-            Direction.TO_LOCAL,
-            self._router(Direction.TO_LOCAL),
-            partial(self._dropped, Direction.TO_LOCAL),
-            config.guard,
-        )
-        router = self._router(Direction.TO_REMOTE)
-        on_drop = partial(self._dropped, Direction.TO_REMOTE)
-        outbound: Forwarder
-        if config.outbox is None:
-            self._outbox = None
-            outbound = Forwarder(Direction.TO_REMOTE, router, on_drop, config.guard)
-        else:
-            self._outbox = OutboundForwarder(
-                Direction.TO_REMOTE, router, on_drop, config.guard, config.outbox, self._changed
+        self._outbound, self._inbound = (
+            Forwarder(
+                direction,
+                self._router(direction),
+                partial(self._dropped, direction),
+                config.guard,
+                self._changed,
+                config.outbox if direction is Direction.TO_REMOTE else None,
             )
-            outbound = self._outbox
-        self._outbound, self._inbound = outbound, inbound
+            for direction in (Direction.TO_REMOTE, Direction.TO_LOCAL)
+        )
         presence = config.presence
         self._local_presence = Presence(presence, Side.LOCAL) if presence is not None else None
         self._remote_presence = Presence(presence, Side.REMOTE) if presence is not None else None
-        self._publisher = Publisher(outbound)
+        self._publisher = Publisher(self._outbound.sender)
         self._quic = QuicResources.of(config)
         self._local = Link(
             Side.LOCAL,
             local,
             config.local_backoff or config.backoff,
             FailoverConfig(),
-            publishes=outbound,
-            acks=inbound,
+            publishes=self._outbound.receiver,
+            acks=self._inbound.sender,
             subscriptions=lambda: subscriptions(self._routes, Direction.TO_REMOTE),
             changed=self._changed,
             presence=self._local_presence,
@@ -94,7 +85,7 @@ class Bridge:
             lambda: config.remote,
             config.backoff,
             config.failover,
-            publishes=inbound,
+            publishes=self._inbound.receiver,
             acks=self._publisher,
             subscriptions=lambda: subscriptions(self._routes, Direction.TO_LOCAL),
             changed=self._changed,
@@ -112,7 +103,7 @@ class Bridge:
             remote=replace(self._remote.status, packet_loss=self._loss.percent),
             outbound=replace(self._outbound.status, rate=self._rates[Direction.TO_REMOTE].per_minute),
             inbound=replace(self._inbound.status, rate=self._rates[Direction.TO_LOCAL].per_minute),
-            outbox=self._outbox.outbox_status if self._outbox is not None else None,
+            outbox=self._outbound.outbox_status,
         )
 
     async def start(self) -> None:
@@ -120,8 +111,7 @@ class Bridge:
         if self._running:
             return
         self._running = True
-        if self._outbox is not None:
-            await self._outbox.start()
+        await self._outbound.start()
         self._local.start()
         self._remote.start()
         self._count()
@@ -137,10 +127,8 @@ class Bridge:
         self._loss.sample(None, None)
         # The local side first: what it still gets acknowledged was accepted by the remote.
         await asyncio.gather(self._local.stop(), self._remote.stop())
-        self._outbound.close()
-        self._inbound.close()
-        if self._outbox is not None:
-            await self._outbox.stop()
+        await self._inbound.stop()
+        await self._outbound.stop()
         await self._quic.close()
 
     async def apply_routes(self, routes: tuple[Route, ...]) -> None:

@@ -80,8 +80,8 @@ class Message:
         """It was written to the target before, in the target's present session."""
         self.expected = bool(first & codec.DUP)
         """The target may know it from before a restart of ours."""
-        self.owed = True
-        """The source waits for our acknowledgement; False: an orphan, or a row of the Outbox."""
+        self.owed = bool(mid)
+        """The source waits for our acknowledgement; False: QoS 0, an orphan, or a row of the Outbox."""
         self.heard = True
         """The source has sent it in its present connection."""
         self.released = False

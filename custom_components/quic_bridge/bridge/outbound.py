@@ -1,4 +1,4 @@
-"""The outbound direction: as the Forwarder, and an Outbox that takes over while the remote is away."""
+"""Messages to the remote: as the Sender, and an Outbox that takes over while the remote is away."""
 
 import asyncio
 from collections import deque
@@ -8,11 +8,11 @@ from typing import Final, override
 from . import codec
 from .config import OutboxConfig
 from .errors import BridgeError
-from .forwarder import Forwarder
 from .guard import LoopGuard
 from .message import Message, Stage
 from .outbox import OutboxRow
 from .routes import Direction, Plan, Qos0Policy, Router
+from .sender import Sender, SenderOwner
 from .session import MqttSession
 from .spool import Spool, SpoolOwner
 from .status import DirectionStatus, DropReason, OutboxStatus
@@ -20,11 +20,12 @@ from .status import DirectionStatus, DropReason, OutboxStatus
 _MAX_PENDING_QOS_0: Final = 10_000
 
 
-class OutboundForwarder(Forwarder, SpoolOwner):
-    """Forwards to the remote, over the Outbox when the remote stays away for longer than `delay` seconds."""
+class OutboundSender(Sender, SpoolOwner):
+    """Sends to the remote, over the Outbox when the remote stays away for longer than `delay` seconds."""
 
     def __init__(
         self,
+        owner: SenderOwner,
         direction: Direction,
         router: Router,
         on_drop: Callable[[DropReason, str], None],
@@ -32,8 +33,8 @@ class OutboundForwarder(Forwarder, SpoolOwner):
         config: OutboxConfig,
         changed: Callable[[], None],
     ) -> None:
-        """As the Forwarder; `changed` hears when the Outbox breaks or mends."""
-        super().__init__(direction, router, on_drop, guard)
+        """As the Sender; `changed` hears when the Outbox breaks or mends."""
+        super().__init__(owner, direction, router, on_drop, guard)
         self._delay = config.delay
         self._spool = Spool(config, self, changed)
         self._spool.set_order(router.order)
@@ -44,19 +45,15 @@ class OutboundForwarder(Forwarder, SpoolOwner):
         super().reroute(router)
         self._spool.set_order(router.order)
 
+    @override
     async def start(self) -> None:
-        """Open the Outbox. Before the first message: it must not pass those that wait in the file."""
         await self._spool.start()
 
-    async def stop(self) -> None:
-        """Close the Outbox; for when both sessions are over."""
-        self.close()
-        await self._spool.stop()
-
     @override
-    def close(self) -> None:
-        super().close()
+    async def stop(self) -> None:
+        await super().stop()
         self._cancel_takeover()
+        await self._spool.stop()
 
     @property
     @override
@@ -70,8 +67,8 @@ class OutboundForwarder(Forwarder, SpoolOwner):
         )
 
     @property
+    @override
     def outbox_status(self) -> OutboxStatus:
-        """Figures of the Outbox."""
         return self._spool.status
 
     # --- when to take over --------------------------------------------------------------------------------------------
@@ -99,8 +96,8 @@ class OutboundForwarder(Forwarder, SpoolOwner):
         """Take over from the source's queue when the target stays away, or sooner when that might overflow."""
         if not self._spool.usable or self._spool.active:
             return
-        source = self._source
-        if source is not None and len(self._queue) > source.config.receive_maximum // 2:
+        window = self._owner.window
+        if window is not None and len(self._queue) > window // 2:
             self._take_over()
         elif self._takeover is None:
             self._takeover = asyncio.get_running_loop().call_later(self._delay, self._take_over)
@@ -121,21 +118,18 @@ class OutboundForwarder(Forwarder, SpoolOwner):
         self._queue = deque(message for message in self._queue if message.row is not None)
         self._queued_bytes = sum(len(message.packet) for message in self._queue)
         self._spool.begin(moved)
-        self._throttle()
+        self.throttle()
 
     # --- new messages -------------------------------------------------------------------------------------------------
 
     @override
-    def source_attached(self, session: MqttSession) -> None:
-        super().source_attached(session)
-        if not session.session_present:
-            self._spool.source_session_lost()
+    def source_session_lost(self) -> None:
+        self._spool.source_session_lost()
 
     @override
     def _forward(self, message: Message) -> None:
-        if self._is_ours(message.mid):
-            message.stage = Stage.DONE  # taken over before a restart of ours, and the source did not hear
-            self._acknowledge(message)
+        if self._spool.has_receipt(message.mid):
+            self._owner.finish(message)  # taken over before a restart of ours, and the source did not hear
         elif self._spool.active:
             self._store(message)
         else:
@@ -146,7 +140,7 @@ class OutboundForwarder(Forwarder, SpoolOwner):
             message.wait()
             message.stored()
         except codec.MalformedPacketError as error:
-            self._drop(message, DropReason.REJECTED, str(error))
+            self.drop(message, DropReason.REJECTED, str(error))
             return
         self._spool.take(message)
 
@@ -155,7 +149,7 @@ class OutboundForwarder(Forwarder, SpoolOwner):
         if not self._spool.usable:
             super()._keep_qos_0(message, policy)
         elif len(self._queue) + self._spool.waiting >= _MAX_PENDING_QOS_0:
-            self._count_drop(DropReason.CONGESTED, "QoS 0")
+            self.drop(message, DropReason.CONGESTED, "QoS 0")
         elif self._spool.active:
             self._store(message)
         else:
@@ -170,35 +164,36 @@ class OutboundForwarder(Forwarder, SpoolOwner):
     def _must_wait(self, message: Message) -> bool:
         return self._spool.holding and message.row is None
 
-    @override
-    def _is_ours(self, mid: int) -> bool:
-        return self._spool.has_receipt(mid)
-
     # --- what the brokers say -----------------------------------------------------------------------------------------
 
     @override
-    def _is_row(self, mid: int) -> bool:
-        return self._spool.has_row(mid)
+    def take_release(self, message: Message) -> None:
+        if self._spool.has_receipt(message.mid) or self._spool.has_row(message.mid):
+            # We took the message over. Released now, it would be delivered before its row is sent, and then once more:
+            # the target would not know the identifier any longer.
+            message.stage = Stage.DONE
+        else:
+            super().take_release(message)
 
     @override
-    def _acknowledge(self, message: Message) -> None:
+    def remove_receipt(self, mid: int) -> bool:
+        if not self._spool.has_receipt(mid):
+            return False
+        self._spool.remove_receipt(mid)  # PUBCOMP follows when the file knows
+        return True
+
+    @override
+    def _pass_on_received(self, message: Message) -> None:
         if message.row is None:
-            super()._acknowledge(message)
+            super()._pass_on_received(message)
         else:
-            self._spool.row_received(message)  # PUBREC of the target; PUBREL follows when the file knows
+            self._spool.row_received(message)  # PUBREL follows when the file knows
 
     @override
     def _finish(self, message: Message) -> None:
         if message.row is not None:
             self._spool.row_done(message.row)
         super()._finish(message)
-
-    @override
-    def _complete(self, message: Message) -> None:
-        if self._is_ours(message.mid):
-            self._spool.remove_receipt(message.mid)  # PUBCOMP follows when the file knows
-        else:
-            super()._complete(message)
 
     # --- what the Outbox says -----------------------------------------------------------------------------------------
 
@@ -240,9 +235,7 @@ class OutboundForwarder(Forwarder, SpoolOwner):
 
     @override
     def receipt_removed(self, mid: int) -> None:
-        message = self._owed.get(mid)
-        if message is not None and message.released and message.stage is Stage.DONE:
-            self._complete(message)
+        self._owner.receipt_removed(mid)
 
     @override
     def give_back(self, messages: Sequence[Message]) -> None:

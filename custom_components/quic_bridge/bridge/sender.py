@@ -1,0 +1,525 @@
+"""The target's side of a direction: what is under way to it, what waits for it, and what it answers.
+
+`_flying` has the messages for which the target has something to say, `_queue` those that it has yet to be sent, in
+order. A message that lost its source session stays in one of them until it is delivered, an orphan.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+import logging
+from typing import Final, Protocol, override
+
+from . import codec
+from .data_streams import DataStream, DataStreams, StreamOwner
+from .errors import BridgeError, ErrorCode
+from .guard import LoopError, LoopGuard, PathMarker
+from .message import InFlight, Message, Stage, encode
+from .reasons import reason_text
+from .routes import Direction, Qos0Policy, Route, Router
+from .session import AckReceiver, MqttSession
+from .status import DirectionStatus, DropReason, OutboxStatus
+
+_LOGGER = logging.getLogger(__name__)
+
+_MAX_QUEUED_BYTES: Final = 64 * 1024 * 1024
+_MAX_QUEUED_QOS_0: Final = 1000
+_OVER_QUOTA: Final = (0x93, 0x97)
+"""Receive Maximum exceeded, quota exceeded: that passes."""
+_QUOTA_PAUSE: Final = 1.0
+_QUOTA_TRIES: Final = 60
+_STRIKES: Final = 3
+_STRIKES_ALONE: Final = 5
+_THROWN_OUT: Final = frozenset(
+    {ErrorCode.CLOSED_BY_BROKER, ErrorCode.BROKER_DISCONNECT, ErrorCode.PROTOCOL_ERROR, ErrorCode.NOT_AUTHORIZED}
+)
+"""How a session ends when the broker does not like a message."""
+_PACKET_IDENTIFIER_IN_USE: Final = 0x91
+
+
+class SenderOwner(Protocol):
+    """The source's side."""
+
+    paused: bool
+    """Whether the source has to wait: nothing is read from it."""
+
+    @property
+    def window(self) -> int | None:
+        """QoS 1 and 2 messages that the source may have under way to us; None while it is away."""
+
+    def pause(self, wanted: bool) -> None:
+        """Let the source wait, or read on."""
+
+    def finish(self, message: Message) -> None:
+        """Settle with the source what the target has no more part in."""
+
+    def acknowledge(self, message: Message) -> None:
+        """Write PUBACK or PUBREC."""
+
+    def receipt_removed(self, mid: int) -> None:
+        """Write PUBCOMP: the Outbox has forgotten the source's identifier."""
+
+
+class Sender(AckReceiver, StreamOwner):
+    """Is the sender (MQTT 5, 4.3) of a direction's messages to the target."""
+
+    def __init__(
+        self,
+        owner: SenderOwner,
+        direction: Direction,
+        router: Router,
+        on_drop: Callable[[DropReason, str], None],
+        guard: LoopGuard,
+    ) -> None:
+        """Begin without a target. `on_drop` hears of each drop: reason and detail, never a payload."""
+        self._owner = owner
+        self._name = direction
+        self._router = router
+        self._marker = PathMarker(guard, direction)
+        self._on_drop = on_drop
+        self._target: MqttSession | None = None
+        self._flying = InFlight()
+        self._queue: deque[Message] = deque()
+        self._queued_bytes = 0
+        self._data_streams = DataStreams(self)
+        self._over_quota = False
+        self._pause: asyncio.TimerHandle | None = None
+        self._strikes = 0
+        self._forwarded = 0
+        self._bytes = 0
+        self._dropped: dict[DropReason, int] = {}
+
+    async def start(self) -> None:
+        """Get ready for the first message."""
+
+    async def stop(self) -> None:
+        """Cancel what is scheduled; for when both sessions are over."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+
+    def reroute(self, router: Router) -> None:
+        """Follow other routes from the next message on."""
+        self._router = router
+
+    @property
+    def status(self) -> DirectionStatus:
+        """Counters since the start."""
+        return DirectionStatus(
+            forwarded=self._forwarded,
+            bytes=self._bytes,
+            waiting=len(self._flying) + len(self._queue) + self._data_streams.waiting,
+            dropped=dict(self._dropped),
+        )
+
+    @property
+    def outbox_status(self) -> OutboxStatus | None:
+        """Figures of the Outbox; None: there is none."""
+        return None
+
+    # --- what the Receiver says ---------------------------------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        """Send a new message, or let it wait for its turn, or drop it, as its route wants."""
+        route = message.plan.route
+        if route is None:
+            self._drop_unrouted(message)
+        elif message.mid:
+            self._forward(message)
+        else:
+            self._forward_qos_0(message, route)
+
+    def take_release(self, message: Message) -> None:
+        """Take a QoS 2 message of which only the source's PUBREL is known, as we were restarted since its PUBLISH."""
+        if message.mid in self._flying:
+            message.stage = Stage.DONE  # an orphan has the identifier, and is released in its time
+        elif self._target is not None and message.mid in self._target.reserved:
+            message.stage = Stage.QUEUED
+            self._enqueue(message)  # until the message of our own that has the identifier is through
+        else:
+            self._flying.add(message)
+
+    def release(self, message: Message) -> None:
+        """Go on with a QoS 2 message that the source has released, or forgotten, if the target waits for that."""
+        if message.stage is Stage.RECEIVED and not message.spooling:
+            self._release(message)
+
+    def drop(self, message: Message, reason: DropReason, detail: str) -> None:
+        """Give a message up, and count it."""
+        self._dropped[reason] = self._dropped.get(reason, 0) + 1
+        self._on_drop(reason, detail)
+        self._finish(message)
+
+    def source_session_lost(self) -> None:
+        """Hear that the source has forgotten its packet identifiers."""
+
+    def remove_receipt(self, _mid: int) -> bool:
+        """Forget the source's QoS 2 message of an identifier; True: there is one, and `receipt_removed` follows."""
+        return False
+
+    def throttle(self) -> None:
+        """Have the source read only as fast as the target takes it.
+
+        Not while a QoS 2 message waits for the source's PUBREL, which would never be read.
+        """
+        congested = self._target is not None and self._target.congested
+        full = self._queued_bytes > (_MAX_QUEUED_BYTES // 2 if self._owner.paused else _MAX_QUEUED_BYTES)
+        if full and not congested:
+            full = not any(message.stage is Stage.RECEIVED for message in self._flying)
+        self._owner.pause(congested or full)
+
+    # --- to the target ------------------------------------------------------------------------------------------------
+
+    def _forward(self, message: Message) -> None:
+        """Send a new message, or let it wait for its turn."""
+        if self._queue or not self._try_to_send(message):
+            self._enqueue(message)
+        elif self._data_streams.waiting:
+            self._data_streams.pump()
+
+    def _enqueue(self, message: Message) -> None:
+        """Let a message wait for the target."""
+        try:
+            message.wait()
+        except codec.MalformedPacketError as error:
+            self.drop(message, DropReason.REJECTED, str(error))
+            return
+        self._queue.append(message)
+        self._queued_bytes += len(message.packet)
+        if self._queued_bytes > _MAX_QUEUED_BYTES:
+            self.throttle()
+
+    def _forward_qos_0(self, message: Message, route: Route) -> None:
+        target = self._target
+        if route.qos_0 is not Qos0Policy.DROP and (target is None or self._has_backlog):
+            self._keep_qos_0(message, route.qos_0)
+        elif target is None:
+            self.drop(message, DropReason.DISCONNECTED, "QoS 0")
+        elif (stream := self._own_stream(message)) is not None:
+            stream.take(message)
+            stream.pump()
+        else:
+            self._write(target, message, 0)
+
+    def _keep_qos_0(self, message: Message, policy: Qos0Policy) -> None:
+        """Let a QoS 0 message wait for the target, as its route wants."""
+        waiting = [item for item in self._queue if not item.mid]
+        if policy is Qos0Policy.LATEST:
+            for item in waiting:
+                if item.topic == message.topic:
+                    self._queued_bytes += len(message.packet) - len(item.packet)
+                    item.first, item.header, item.packet = message.first, message.header, message.packet
+                    self.drop(message, DropReason.REPLACED, "QoS 0")
+                    return
+        if len(waiting) >= _MAX_QUEUED_QOS_0:
+            self.drop(message, DropReason.CONGESTED, "QoS 0")
+        else:
+            self._enqueue(message)
+
+    def _try_to_send(self, message: Message) -> bool:
+        """Write a message to the target, or leave it to its route's own stream; False: not now."""
+        target = self._target
+        if target is None or self._pause is not None or self._must_wait(message):
+            return False
+        if (stream := self._own_stream(message)) is not None:
+            stream.take(message)
+            return True
+        if target.congested or not self._has_place(target, message):
+            return False
+        route = message.plan.route
+        if not message.packet:
+            self._flying.add(message)
+            self._release(message)
+        elif route is None:
+            self._drop_unrouted(message)
+        elif message.expired:
+            self.drop(message, DropReason.EXPIRED, message.topic)
+        else:
+            self._write(target, message, message.qos_at(target, route))
+        return True
+
+    def _has_place(self, target: MqttSession, message: Message) -> bool:
+        """Whether the target's window has a place for a message, and its packet identifier is free there."""
+        window = target.window if self._strikes < _STRIKES else 1
+        mid = message.mid
+        return (
+            self._flying.has_room(window, message.source_qos) and mid not in self._flying and mid not in target.reserved
+        )
+
+    def _own_stream(self, message: Message) -> DataStream | None:
+        """Return the stream of the message's route, if it has one that can carry it."""
+        return self._data_streams.find(message) if self._strikes < _STRIKES else None
+
+    @override
+    def send_on(self, stream: DataStream, message: Message) -> bool:
+        target, route = self._target, message.plan.route
+        if target is None or route is None or self._pause is not None or not stream.writable:
+            return False
+        # Half of the window stays free for all the others.
+        if message.mid and (stream.flying >= max(1, target.window // 2) or not self._has_place(target, message)):
+            return False
+        if message.expired:
+            self.drop(message, DropReason.EXPIRED, message.topic)
+            return True
+        if not stream.open():
+            return False
+        self._write(target, message, message.qos_at(target, route), stream)
+        return True
+
+    @override
+    def take_back(self, under_way: Sequence[Message], waiting: Sequence[Message]) -> None:
+        for message in under_way:
+            self._flying.remove(message.mid)
+            message.again = True
+            message.stage = Stage.QUEUED
+        self._put_in_front(under_way, waiting)
+        self._pump()
+
+    def _put_in_front(self, sent: Sequence[Message], waiting: Sequence[Message]) -> None:
+        """Let messages wait before all others; before these, by their order, what was sent before and comes again."""
+        first = list(sent)
+        while self._queue and self._queue[0].tries:
+            first.append(self._queue.popleft())
+        first.sort(key=lambda message: message.number)
+        self._queue.extendleft(reversed((*first, *waiting)))
+        self._queued_bytes += sum(len(message.packet) for message in (*sent, *waiting))
+
+    @override
+    def queued(self, size: int) -> None:
+        self._queued_bytes += size
+        if self._queued_bytes > _MAX_QUEUED_BYTES:
+            self.throttle()
+
+    def _write(self, target: MqttSession, message: Message, qos: int, stream: DataStream | None = None) -> None:
+        # QoS 1 sent again in the same session says so (MQTT-3.3.1-1). QoS 2 does not: EMQX 6.2 and later drop a
+        # PUBLISH with DUP whose identifier they do not know, and every receiver knows a QoS 2 repeat by its identifier.
+        first = message.first & ~codec.DUP | (codec.DUP if message.again and qos == 1 else 0)
+        try:
+            out = encode(target, message, self._router, self._marker, first, qos)
+        except codec.MalformedPacketError as error:
+            self.drop(message, DropReason.REJECTED, str(error))
+            return
+        except LoopError as error:
+            self.drop(message, DropReason.LOOP, f"{message.topic}: {error}")
+            return
+        if len(out) > target.limits.max_packet:
+            self.drop(message, DropReason.TOO_LARGE, f"{len(out)} bytes, the broker takes {target.limits.max_packet}")
+            return
+        if target.echoes is not None and message.plan.comes_back and not message.again:
+            # Not for a message that is sent again, as the broker may take it for the same: a copy rather than a loss.
+            topic, _, _, payload = codec.split_publish(out[0], codec.header_length(out), out, v5=False)
+            target.echoes.expect(topic, payload)
+        (target if stream is None else stream).write(out)
+        message.qos = qos
+        if qos:
+            message.stage = Stage.SENT
+            self._flying.add(message)
+            if stream is not None:
+                stream.sent(message)
+            else:
+                self._data_streams.repeated(message)
+        else:
+            self._delivered(message)
+
+    def _pump(self) -> None:
+        """Send what waits, in order, as far as the target lets us."""
+        queue = self._queue
+        while queue and self._try_to_send(queue[0]):
+            self._queued_bytes -= len(queue.popleft().packet)
+        self._data_streams.pump()
+        if self._owner.paused:
+            self.throttle()
+
+    def _release(self, message: Message) -> None:
+        """Write PUBREL, or leave it to the target's return."""
+        message.stage = Stage.RECEIVED
+        if self._target is not None:
+            self._target.write(codec.encode_ack(codec.PUBREL, message.mid))
+            message.stage = Stage.RELEASED
+
+    # --- what the target says -----------------------------------------------------------------------------------------
+
+    @override
+    def target_attached(self, session: MqttSession) -> None:
+        self._target = session
+        self._data_streams.attached(session)
+        self._resume(session, list(self._flying))
+        if self._over_quota:
+            # The target's places may all be held by QoS 2 messages from before a restart of ours, which wait here
+            # behind older ones that it has no place for. Order is per topic and QoS (MQTT 5, 4.6).
+            self._over_quota = False
+            self._queue = deque(sorted(self._queue, key=lambda item: not (item.expected and item.source_qos == 2)))
+        self._pump()
+        self.throttle()
+
+    def _resume(self, session: MqttSession, messages: Sequence[Message]) -> None:
+        """Go on with messages that were under way when the target was lost, in their order, before all others."""
+        again: list[Message] = []
+        for message in messages:
+            if message.stage >= Stage.RECEIVED and session.session_present:
+                self._flying.add(message)
+                if message.released or not (message.owed or message.row is not None):
+                    self._release(message)
+                continue
+            self._flying.remove(message.mid)
+            if message.packet:
+                message.again = session.session_present and message.stage is Stage.SENT
+                message.stage = Stage.QUEUED
+                again.append(message)
+            else:
+                self._delivered(message)  # only its PUBREL was left, and the target has forgotten it
+        self._put_in_front(again, ())
+
+    @override
+    def target_lost(self, error: BridgeError | None) -> None:
+        self._target = None
+        waiting: list[Message] = []
+        for message in self._data_streams.lost():
+            route = message.plan.route
+            if not message.mid and route is not None and route.qos_0 is Qos0Policy.DROP:
+                self.drop(message, DropReason.DISCONNECTED, "QoS 0")
+            else:
+                waiting.append(message)
+        self._put_in_front((), waiting)
+        if error is not None and error.code in _THROWN_OUT:
+            self._suspect(error)
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        self.throttle()
+
+    def _suspect(self, error: BridgeError) -> None:
+        """Find a message for which the target ends the connection each time, so that it does not stop all others.
+
+        A broker that restarts looks the same, so it takes several times in a row without any acknowledgement until
+        messages are sent one by one, and several more for the one that is alone then.
+        """
+        sent = [message for message in self._flying if message.stage is Stage.SENT]
+        if not sent:
+            return
+        self._strikes += 1
+        if self._strikes > _STRIKES and len(sent) == 1:
+            sent[0].strikes += 1
+            if sent[0].strikes >= _STRIKES_ALONE:
+                self._flying.remove(sent[0].mid)
+                detail = f"the broker ended the connection {_STRIKES_ALONE} times when it was sent"
+                self.drop(sent[0], DropReason.REJECTED, f"{sent[0].topic}: {detail}: {error.text}")
+
+    @override
+    def target_writable(self) -> None:
+        self._pump()
+        self.throttle()
+
+    @override
+    def target_congested(self) -> None:
+        self.throttle()
+
+    @override
+    def target_mids(self) -> Collection[int]:
+        return self._flying.mids
+
+    @override
+    def target_ack(self, packet_type: int, mid: int, reason: int) -> None:
+        message = self._flying.get(mid)
+        self._strikes = 0
+        if message is None:
+            if packet_type == codec.PUBREC and self._target is not None:
+                # Nobody waits for it any more; PUBREL lets the target close its books.
+                self._target.write(codec.encode_ack(codec.PUBREL, mid))
+            _LOGGER.debug("%s: acknowledgement of unknown packet identifier %d", self._name, mid)
+        elif packet_type == codec.PUBACK:
+            if message.qos == 1 and message.stage is Stage.SENT:
+                self._landed(message, reason)
+        elif packet_type == codec.PUBREC:
+            self._received(message, reason)
+        elif message.stage is Stage.RELEASED:
+            self._landed(message, 0)  # also "packet identifier not found": it has been released before
+        elif message.stage is Stage.STALE:
+            self._flying.remove(mid)
+            message.stage = Stage.QUEUED
+            self._requeue(message)
+
+    def _received(self, message: Message, reason: int) -> None:
+        """Take a PUBREC."""
+        if message.qos != 2:
+            return
+        if message.stage is Stage.RELEASED:
+            self._release(message)  # sent again by the target, which has not seen our PUBREL
+        elif message.stage is not Stage.SENT:
+            return
+        elif reason == _PACKET_IDENTIFIER_IN_USE and not message.again and not message.expected:
+            # It cannot be this message, which is new: the identifier was left over when the source lost its session.
+            message.stage = Stage.STALE
+            message.expected = True
+            if self._target is not None:
+                self._target.write(codec.encode_ack(codec.PUBREL, message.mid))
+        elif reason >= 0x80 and reason != _PACKET_IDENTIFIER_IN_USE:
+            self._landed(message, reason)
+        elif message.released or not (message.owed or message.row is not None):
+            self._release(message)
+        else:
+            message.stage = Stage.RECEIVED
+            self._pass_on_received(message)
+
+    def _landed(self, message: Message, reason: int) -> None:
+        """Finish with the target: PUBACK, PUBCOMP, or a PUBREC that refuses."""
+        self._flying.remove(message.mid)
+        if reason < 0x80:
+            self._delivered(message)
+        elif reason in _OVER_QUOTA and message.tries < _QUOTA_TRIES:
+            self._over_quota = True
+            self._try_later(message)
+        else:
+            self.drop(message, DropReason.REJECTED, f"the broker said {reason_text(reason)}")
+        if self._queue or self._data_streams.waiting:
+            self._pump()
+
+    def _requeue(self, message: Message) -> None:
+        self._queue.appendleft(message)
+        self._queued_bytes += len(message.packet)
+        self._pump()
+
+    def _try_later(self, message: Message) -> None:
+        """Give a target that is over its quota time: that passes, so the message is not dropped."""
+        message.tries += 1
+        message.stage = Stage.QUEUED
+        if self._pause is None:
+            self._pause = asyncio.get_running_loop().call_later(_QUOTA_PAUSE, self._pause_over)
+        self._requeue(message)
+
+    def _pause_over(self) -> None:
+        self._pause = None
+        self._pump()
+
+    # --- back to the source -------------------------------------------------------------------------------------------
+
+    def _pass_on_received(self, message: Message) -> None:
+        """Pass on the target's PUBREC."""
+        self._owner.acknowledge(message)
+
+    def _delivered(self, message: Message) -> None:
+        if message.packet:
+            self._forwarded += 1
+            self._bytes += len(message.packet)
+        self._finish(message)
+
+    def _drop_unrouted(self, message: Message) -> None:
+        if message.plan.excluded:
+            self._finish(message)  # as its route wants: no loss to tell of
+        else:
+            self.drop(message, DropReason.NO_ROUTE, message.topic)
+
+    def _finish(self, message: Message) -> None:
+        """Have done with a message that was delivered or dropped."""
+        self._owner.finish(message)
+
+    # --- what the Outbox adds -----------------------------------------------------------------------------------------
+
+    @property
+    def _has_backlog(self) -> bool:
+        """Whether earlier messages wait that a new one must not pass."""
+        return False
+
+    def _must_wait(self, _message: Message) -> bool:
+        """Whether a message must not be sent although the target would take it."""
+        return False
