@@ -143,7 +143,6 @@ PROFILES: Final[Mapping[Profile, Mapping[str, Any]]] = {
         CONF_BACKOFF_CAP: 120,
         CONF_BACKOFF_STABLE: 60,
         CONF_SEND_WINDOW: 4000,
-        CONF_RECEIVE_WINDOW: 4000,
         CONF_FLOW_WINDOW: 2048,
     },
 }

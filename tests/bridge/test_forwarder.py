@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -35,18 +36,12 @@ class Scene:
         self.window = 100
         self.bridge = self.make_bridge()
 
-    def make_bridge(self) -> Bridge:
-        """Make a bridge (again, as after a restart of the process)."""
+    def make_bridge(self, *, both_windows: bool = True) -> Bridge:
+        """Make a bridge (again, as after a restart of the process); else our own Receive Maximum is the default."""
 
         def broker(name: str, port: int) -> BrokerConfig:
-            return BrokerConfig(
-                host="127.0.0.1",
-                port=port,
-                client_id=name,
-                window=self.window,
-                receive_maximum=self.window,
-                max_payload=100_000,
-            )
+            config = BrokerConfig(host="127.0.0.1", port=port, client_id=name, window=self.window, max_payload=100_000)
+            return replace(config, receive_maximum=self.window) if both_windows else config
 
         config = BridgeConfig(remote=broker("remote", self.remote_broker.port), routes=self.routes, backoff=BACKOFF)
         return Bridge(config, lambda: broker("local", self.local_broker.port), self.statuses.append)
@@ -208,6 +203,23 @@ async def test_never_more_under_way_than_the_target_allows(scene: Scene) -> None
     remote.ack(PUBACK, 2)
     assert (await remote.receive_publish()).packet_id == 4
     await local.barrier(remote)
+
+
+async def test_a_source_that_drops_what_exceeds_our_receive_maximum(scene: Scene) -> None:
+    """FlashMQ and NanoMQ do, instead of letting it wait: a burst must fit, however slow the target is."""
+    scene.bridge = scene.make_bridge(both_windows=False)
+    local, remote = await scene.connect()
+    assert local.connect.properties is not None
+    allowed = local.connect.properties.get(Property.RECEIVE_MAXIMUM, 65_535)
+    assert isinstance(allowed, int)
+    burst = 10_000
+    for mid in range(1, min(burst, allowed) + 1):  # nothing is acknowledged meanwhile
+        local.publish("t/a", b"%d" % mid, mid=mid)
+    for mid in range(1, burst + 1):
+        message = await remote.receive_publish()
+        assert (message.payload, message.packet_id) == (b"%d" % mid, mid)
+        remote.ack(PUBACK, mid)
+    await scene.forwarded(burst)
 
 
 async def test_a_source_that_comes_back_is_answered_without_a_second_copy(scene: Scene) -> None:

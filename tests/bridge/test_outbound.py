@@ -238,6 +238,17 @@ async def test_new_messages_never_pass_those_on_disk(scene: Scene) -> None:
     await local.expect(PUBACK, 6)
 
 
+async def test_many_messages_are_taken_over_at_once(scene: Scene) -> None:
+    """A local broker that keeps 512 messages for us, as FlashMQ does, must not have to drop any while we wait."""
+    scene.delay = 600.0
+    scene.bridge = scene.make()
+    local, remote = await scene.connect()
+    await scene.outage(remote)
+    for mid in range(1, 513):
+        local.publish("t/a", b"%d" % mid, mid=mid)
+    await local.expect(PUBACK, 1)
+
+
 async def test_under_way_with_pubrec_when_the_remote_goes(scene: Scene) -> None:
     local, remote = await scene.connect()
     for mid in (1, 2):

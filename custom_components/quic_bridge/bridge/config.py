@@ -97,8 +97,13 @@ class BrokerConfig:
     """Seconds the broker keeps our session (and queues for us) while we are away (MQTT 5)."""
     window: int = 1000
     """Most QoS 1 and 2 messages under way to this broker; its own Receive Maximum goes first where it is smaller."""
-    receive_maximum: int = 1000
-    """Most QoS 1 and 2 messages that this broker may have under way to us (MQTT 5)."""
+    receive_maximum: int = 65_535
+    """Most QoS 1 and 2 messages that this broker may have under way to us (MQTT 5).
+
+    As many as there are packet identifiers: FlashMQ and NanoMQ drop what exceeds it, instead of letting it wait (MQTT
+    5, 4.9), and brokers that let it wait have a bound of their own that is much lower. What we cannot pass on yet stops
+    our reading, by its bytes.
+    """
     max_payload: int = 10 * 1024 * 1024
     """Largest payload in bytes that we take from this broker; what is larger is dropped and counted."""
     announce_limit: bool = True

@@ -18,6 +18,8 @@ from .spool import Spool, SpoolOwner
 from .status import DirectionStatus, DropReason, OutboxStatus
 
 _MAX_PENDING_QOS_0: Final = 10_000
+_MANY: Final = 250
+"""Messages that wait, at which the Outbox takes over without delay: FlashMQ keeps 512 for us, then drops."""
 
 
 class OutboundSender(Sender, SpoolOwner):
@@ -97,7 +99,7 @@ class OutboundSender(Sender, SpoolOwner):
         if not self._spool.usable or self._spool.active:
             return
         window = self._owner.window
-        if window is not None and len(self._queue) > window // 2:
+        if window is not None and len(self._queue) > min(_MANY, window // 2):
             self._take_over()
         elif self._takeover is None:
             self._takeover = asyncio.get_running_loop().call_later(self._delay, self._take_over)
