@@ -106,6 +106,22 @@ async def test_qos_2_all_four_steps_pass_through(scene: Scene) -> None:
     assert scene.bridge.status.outbound.waiting == 0
 
 
+async def test_a_target_that_takes_qos_2_as_qos_1(scene: Scene) -> None:
+    """RabbitMQ with MQTT 3.1.1 answers a QoS 2 PUBLISH with PUBACK; waiting for PUBREC would stop everything."""
+    scene.window = 1
+    scene.bridge = scene.make_bridge()
+    local, remote = await scene.connect()
+    for mid in (1, 2):
+        local.publish("t/a", b"%d" % mid, qos=2, mid=mid)
+    for mid in (1, 2):
+        assert (await remote.receive_publish()).packet_id == mid
+        remote.ack(PUBACK, mid)
+        await local.expect(PUBREC, mid)
+        local.ack(PUBREL, mid)
+        await local.expect(PUBCOMP, mid)
+    assert scene.bridge.status.outbound.waiting == 0
+
+
 async def test_a_lower_qos_limit(scene: Scene) -> None:
     local, remote = await scene.connect()
     local.publish("low/a", b"1", qos=2, mid=3)

@@ -82,6 +82,10 @@ async def test_each_quality_of_service(scene: Scene) -> None:
     remote.ack(PUBCOMP, mid)
     assert (await task).reason_code == 0
 
+    task = publish(scene, qos=2)
+    remote.ack(PUBACK, (await remote.receive_publish()).packet_id)  # taken as QoS 1, as RabbitMQ does
+    assert (await task).reason_code == 0
+
 
 async def test_a_message_that_the_broker_refuses(scene: Scene) -> None:
     _, remote = await scene.connect()

@@ -266,7 +266,7 @@ class Publisher(AckReceiver):
         if delivery is None:
             self._forwarder.target_ack(packet_type, mid, reason)
         elif packet_type == codec.PUBACK:
-            if delivery.message.qos == 1:
+            if not delivery.released:  # of QoS 2, too: RabbitMQ takes that as QoS 1
                 self._settled(mid, delivery, reason)
         elif delivery.message.qos != 2:
             return

@@ -428,7 +428,8 @@ class Sender(AckReceiver, StreamOwner):
                 self._target.write(codec.encode_ack(codec.PUBREL, mid))
             _LOGGER.debug("%s: acknowledgement of unknown packet identifier %d", self._name, mid)
         elif packet_type == codec.PUBACK:
-            if message.qos == 1 and message.stage is Stage.SENT:
+            # Also of QoS 2: RabbitMQ with MQTT 3.1.1 takes that as QoS 1, and nothing more would come.
+            if message.stage is Stage.SENT:
                 self._landed(message, reason)
         elif packet_type == codec.PUBREC:
             self._received(message, reason)
