@@ -33,7 +33,8 @@ from pytest_homeassistant_custom_component.common import async_test_home_assista
 from custom_components.quic_bridge.bridge.status import BridgeState, BridgeStatus
 from custom_components.quic_bridge.const import DOMAIN
 from custom_components.quic_bridge.diagnostics import async_get_config_entry_diagnostics
-from tests.ha_helpers import bridge_entry, local_data, remote_data, route_data
+from tests.ha_helpers import bridge_entry, local_data, remote_data
+from tests.large_home import routes_of_a_home
 from tests.support.mosquitto import Mosquitto
 from tests.support.processes import wait_until
 
@@ -41,7 +42,6 @@ from .bridge_process import WatchedSelector
 
 _LIMIT: Final = 60.0
 """Seconds for one command."""
-SITE: Final = "site/7"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,18 +69,6 @@ class Cost:
     """The most CPU that one turn took: the stall without the waits for a free core."""
     rss_mib: float
     """Memory resident at its end."""
-
-
-def routes_of_a_home(number: int) -> list[dict[str, Any]]:
-    """Make routes as people have them: six in ten to the remote, three back, one both ways, all renamed."""
-
-    def route(index: int) -> dict[str, Any]:
-        here, there = f"room{index % 50}/device{index}", f"{SITE}/device{index}"
-        if 6 <= index % 10 < 9:
-            return route_data("to_local", f"{there}/#", target=f"{here}/{{1}}")
-        return route_data("both" if index % 10 == 9 else "to_remote", f"{here}/#", target=f"{there}/{{1}}")
-
-    return [route(index) for index in range(number)]
 
 
 class Home:

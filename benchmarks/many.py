@@ -19,6 +19,7 @@ import time
 from typing import Final
 
 from tests.ha_helpers import CLIENT_ID
+from tests.large_home import publish_all, there, topics_of_a_home
 from tests.support.certs import Certificates
 from tests.support.client import Client
 from tests.support.faults import refuse_filters
@@ -26,7 +27,7 @@ from tests.support.mosquitto import Mosquitto, MosquittoOptions
 from tests.support.quic_front import Front
 
 from .common import CommandProcess, describe, figure, parser, progress, run, surroundings, table
-from .home_process import SITE, HomeSettings
+from .home_process import HomeSettings
 
 _LIMIT: Final = 300.0
 _ARRIVAL: Final = 60.0
@@ -100,35 +101,12 @@ class Stage(contextlib.AsyncExitStack):
         arrived = len(self.here.messages) + topics, len(self.there.messages) + topics  # their own ones, too
         await self.home.command("mark")
         began = time.perf_counter()
-        await asyncio.gather(_publish_all(self.here, out), _publish_all(self.there, back))
+        await asyncio.gather(publish_all(self.here, list(out)), publish_all(self.there, list(back)))
         await self.here.wait_for(arrived[0], _ARRIVAL)
         await self.there.wait_for(arrived[1], _ARRIVAL)
         seconds = time.perf_counter() - began
         cost = await self.home.command("report") | {"ms": seconds * 1e3}
         self.lines.append(Line(action=action, cost=cost, messages=len(out) + len(back)))
-
-
-def topics_of_a_home(routes: int, topics: int) -> tuple[list[str], list[str]]:
-    """Return topics that fall under the routes, spread over them: those for the remote, and those from there."""
-    out, back = [], []
-    for number in range(topics):
-        index = number % routes
-        if 6 <= index % 10 < 9:
-            back.append(f"{SITE}/device{index}/state/{number}")
-        else:
-            out.append(f"room{index % 50}/device{index}/state/{number}")
-    return out, back
-
-
-async def _publish_all(client: Client, topics: Sequence[str]) -> None:
-    """Publish to each topic, as many at a time as the broker takes."""
-    waiting = iter(enumerate(topics))
-
-    async def work() -> None:
-        for number, topic in waiting:
-            await client.publish(topic, b"state %d" % number, 1 + number % 2)
-
-    await asyncio.gather(*(work() for _ in range(client.send_window)))
 
 
 async def measure(routes: int, topics: int, refused: int) -> list[Line]:
@@ -154,7 +132,7 @@ async def measure(routes: int, topics: int, refused: int) -> list[Line]:
         await stage.act("diagnostics", "diagnostics")
         await stage.act("get_status", "action get_status")
         await stage.act("reconnect", "reconnect both sides")
-        names = [f"{SITE}/device{index}/#" for index in range(routes) if index % 10 >= 6][:refused]
+        names = [f"{there(index)}/#" for index in range(routes) if index % 10 >= 6][:refused]
         stage.front.add_rule(*refuse_filters(dict.fromkeys(names, 0x87)))
         await stage.act("reconnect", f"reconnect, {len(names)} topics refused")
         await stage.act("status", "push the status")
