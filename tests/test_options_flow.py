@@ -23,7 +23,7 @@ from custom_components.quic_bridge.brokers import bridge_config, quic_log_folder
 from custom_components.quic_bridge.options import status_topic
 
 from .ha_flows import Input, suggested
-from .ha_helpers import CLIENT_ID, bridge_entry, local_data, remote_data, set_up, state, wait_running
+from .ha_helpers import CLIENT_ID, bridge_entry, local_data, mqtt_entry, remote_data, set_up, state, wait_running
 from .support.certs import Certificates
 from .support.client import Client
 from .support.mosquitto import Mosquitto
@@ -318,6 +318,26 @@ async def test_presence_that_cannot_be(hass: HomeAssistant, typed: Input, errors
     result = await fill(hass, await open_page(hass, entry, "presence"), {"announce": True, **typed})
     assert result["errors"] == errors
     assert entry.options == {}
+
+
+async def test_a_status_topic_that_another_bridge_has(hass: HomeAssistant) -> None:
+    """At the same broker: each of them would undo what the other says."""
+    mqtt_entry(Mosquitto(Path(), port=1883)).add_to_hass(hass)
+    entry = stored_entry(hass)
+    other = bridge_entry(local_data(None, client_id="b-local"), remote_data(14568, None, client_id="b"), title="Cabin")
+    other.add_to_hass(hass)
+    typed = {"announce": True, "status_topic": "home/state"}
+    await fill(hass, await open_page(hass, other, "presence"), typed)
+    result = await fill(hass, await open_page(hass, entry, "presence"), typed)
+    assert result["errors"] == {"status_topic": "status_topic_in_use"}
+    assert (result["description_placeholders"] or {})["bridge"] == "Cabin"
+    await fill(hass, result, {**typed, "status_topic": "home/{client_id}"})
+    assert entry.options["presence"]["status_topic"] == "home/{client_id}"
+
+    # Each may have it at a broker of its own, and so may one that stopped using it.
+    await fill(hass, await open_page(hass, other, "presence"), {"announce": False})
+    await fill(hass, await open_page(hass, entry, "presence"), typed)
+    assert entry.options["presence"]["status_topic"] == "home/state"
 
 
 async def test_another_status_topic_takes_the_place_of_the_old_one(

@@ -1,6 +1,7 @@
 """From what Home Assistant has stored to what the bridge wants: the brokers, and all of a bridge."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 import secrets
@@ -205,6 +206,19 @@ def entry_presence(entry: ConfigEntry) -> PresenceConfig | None:
         entry.data[CONF_LOCAL][CONF_CLIENT_ID],
         entry.data[CONF_REMOTE][CONF_CLIENT_ID],
     )
+
+
+def status_places(hass: HomeAssistant, entry: ConfigEntry, values: Mapping[str, Any]) -> set[tuple[str, int, str]]:
+    """Return host, port and topic of an entry's status topics, for the values of the page `presence`."""
+    local, remote = entry.data[CONF_LOCAL], entry.data[CONF_REMOTE]
+    topics = presence(values, local[CONF_CLIENT_ID], remote[CONF_CLIENT_ID])
+    if topics is None:
+        return set()
+    places = {(remote[CONF_HOST], remote[CONF_PORT], topics.remote_topic)}
+    with suppress(BridgeError):
+        broker = local_broker(hass, local)
+        places.add((broker.host, broker.port, topics.local_topic))
+    return places
 
 
 def bridge_config(hass: HomeAssistant, entry: ConfigEntry) -> BridgeConfig:

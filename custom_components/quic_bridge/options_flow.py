@@ -1,12 +1,20 @@
 """The options in the user interface: a menu with one form per page. What is saved makes the bridge start afresh."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from homeassistant.config_entries import ConfigFlowResult, OptionsFlow
 
-from .brokers import quic_log_folder
-from .const import CONF_PROFILE, PAGE_CONNECTION, PAGE_EXPERT, PAGE_MESSAGES, PAGE_PRESENCE
+from .brokers import quic_log_folder, status_places
+from .const import (
+    CONF_PROFILE,
+    CONF_STATUS_TOPIC,
+    DOMAIN,
+    PAGE_CONNECTION,
+    PAGE_EXPERT,
+    PAGE_MESSAGES,
+    PAGE_PRESENCE,
+)
 from .form_error import FormError
 from .option_forms import PAGES
 from .options import Profile, chosen
@@ -37,12 +45,20 @@ class QuicBridgeOptionsFlow(OptionsFlow):
 
     async def async_step_presence(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
         """Ask for the status topic."""
-        return self._page(PAGE_PRESENCE, user_input, self._stored(PAGE_PRESENCE))
+        return self._page(PAGE_PRESENCE, user_input, self._stored(PAGE_PRESENCE), check=self._refuse_topic_in_use)
 
     async def async_step_expert(self, user_input: dict[str, Any] | None = None) -> ConfigFlowResult:
         """Ask for what needs some knowledge of QUIC."""
         folder = str(quic_log_folder(self.hass, self.config_entry))
         return self._page(PAGE_EXPERT, user_input, self._stored(PAGE_EXPERT), {"folder": folder})
+
+    def _refuse_topic_in_use(self, values: Mapping[str, Any]) -> None:
+        """Raise FormError if another bridge has the same status topic at the same broker: neither could be believed."""
+        places = status_places(self.hass, self.config_entry, values)
+        for other in self.hass.config_entries.async_entries(DOMAIN, include_ignore=False):
+            others = status_places(self.hass, other, other.options.get(PAGE_PRESENCE, {}))
+            if other is not self.config_entry and places & others:
+                raise FormError(CONF_STATUS_TOPIC, "status_topic_in_use", {"bridge": other.title})
 
     def _stored(self, page: str) -> Mapping[str, Any]:
         values: Mapping[str, Any] = self.config_entry.options.get(page, {})
@@ -54,13 +70,19 @@ class QuicBridgeOptionsFlow(OptionsFlow):
         user_input: dict[str, Any] | None,
         values: Mapping[str, Any],
         texts: Mapping[str, str] | None = None,
+        check: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> ConfigFlowResult:
-        """Show a page, with `values` to begin with, until what was typed goes together; then store it."""
+        """Show a page, with `values` to begin with, until what was typed goes together; then store it.
+
+        `check` may raise FormError for values that do not go together with what the page does not know.
+        """
         page = PAGES[step]
         error: FormError | None = None
         if user_input is not None:
             try:
                 values = page.values(user_input)
+                if check is not None:
+                    check(values)
             except FormError as failure:
                 error = failure
             else:
