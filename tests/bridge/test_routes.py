@@ -36,7 +36,7 @@ def route(
     )
 
 
-def test_subscriptions_never_overlap() -> None:
+def test_what_another_filter_covers_is_not_subscribed() -> None:
     routes = (
         route("a/#", max_qos=1, retained=RetainedAtConnect.NEVER),
         route("a/b", max_qos=2, retained=RetainedAtConnect.ALWAYS),

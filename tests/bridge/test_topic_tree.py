@@ -2,6 +2,7 @@
 
 from hypothesis import given, strategies as st
 
+from custom_components.quic_bridge.bridge.overlaps import groups, identifiers, overlapping
 from custom_components.quic_bridge.bridge.routes import (
     Direction,
     RetainedAtConnect,
@@ -12,7 +13,7 @@ from custom_components.quic_bridge.bridge.routes import (
     subscriptions,
 )
 from custom_components.quic_bridge.bridge.topic_tree import TopicTree
-from custom_components.quic_bridge.bridge.topics import covers, matches
+from custom_components.quic_bridge.bridge.topics import covers, matches, overlap
 
 _levels = st.sampled_from(["a", "b", "", "+", "$x"])
 filters = st.builds(
@@ -71,6 +72,51 @@ def test_covering_is_what_covers_says_of_each(wide: list[str], topic: str) -> No
     assert sorted(tree.covering(topic)) == [number for number, name in enumerate(wide) if covers(name, topic)]
 
 
+@given(st.lists(filters, max_size=12), filters | names)
+def test_overlapping_is_what_overlap_says_of_each(many: list[str], topic_filter: str) -> None:
+    tree = TopicTree((name, number) for number, name in enumerate(many))
+    expected = [number for number, name in enumerate(many) if overlap(name, topic_filter)]
+    assert sorted(tree.overlapping(topic_filter)) == expected
+
+
+@given(st.lists(filters, max_size=10, unique=True))
+def test_groups_are_what_is_connected_by_overlaps(many: list[str]) -> None:
+    found = overlapping(many)
+    assert found.keys() == {name for name in many if any(other != name and overlap(name, other) for other in many)}
+    parts = [set(group) for group in groups(found)]
+    assert sorted(name for part in parts for name in part) == sorted(found)
+    for part in parts:
+        reached = {next(iter(part))}
+        while new := {other for name in reached for other in found[name]} - reached:
+            reached |= new
+        assert reached == part
+
+
+@given(st.lists(filters, max_size=10, unique=True), st.dictionaries(filters, st.integers(1, 4)))
+def test_filters_that_overlap_have_different_identifiers(many: list[str], present: dict[str, int]) -> None:
+    """... and only these have any, and keep those they have."""
+    found = overlapping(many)
+    chosen = identifiers(found, {})
+    assert chosen.keys() == found.keys()
+    for name, others in found.items():
+        assert chosen[name] not in {chosen[other] for other in others}
+        assert 1 <= chosen[name] <= len(others) + 1
+    assert identifiers(found, chosen) == chosen
+    other_ones = identifiers(found, present)
+    for name, others in found.items():
+        assert other_ones[name] not in {other_ones[other] for other in others}
+        if name in present and present[name] not in {present.get(other) for other in others}:
+            assert other_ones[name] == present[name]
+
+
+@given(routes, names, st.sampled_from([Direction.TO_REMOTE, Direction.TO_LOCAL]))
+def test_the_router_knows_how_many_subscriptions_match(found: list[Route], topic: str, direction: Direction) -> None:
+    plan = Router(found, direction).find(topic.encode())
+    if plan.route is not None:
+        asked = [item.topic_filter for item in subscriptions(found, direction)]
+        assert plan.copies == sum(matches(topic_filter, topic) for topic_filter in asked)
+
+
 @given(routes, names, st.sampled_from([Direction.TO_REMOTE, Direction.TO_LOCAL]))
 def test_the_router_takes_the_first_that_matches(found: list[Route], topic: str, direction: Direction) -> None:
     """The rule as the documentation has it, route by route."""
@@ -98,17 +144,16 @@ def test_subscriptions_are_the_widest_filters_with_the_most_that_is_wanted(
 ) -> None:
     ways = [(way.topic_filter, route) for route in found if (way := route.way(direction))]
     order = (RetainedAtConnect.ALWAYS, RetainedAtConnect.ONCE, RetainedAtConnect.NEVER)
-    expected = []
-    for name in dict.fromkeys(name for name, _ in ways):
-        if not any(other != name and covers(other, name) for other, _ in ways):
-            served = [route for other, route in ways if covers(name, other)]
-            expected.append(
-                Subscription(
-                    name,
-                    max(route.max_qos for route in served),
-                    min((route.retained for route in served), key=order.index),
-                )
-            )
+    names = dict.fromkeys(name for name, _ in ways)
+    widest = [name for name in names if not any(other != name and covers(other, name) for other in names)]
+    served = {name: [route for other, route in ways if covers(name, other)] for name in widest}
+    qos = {name: max(route.max_qos for route in served[name]) for name in widest}
+    for _ in widest:  # the highest of all that it overlaps, and of all that these overlap
+        qos = {name: max(qos[other] for other in widest if overlap(name, other)) for name in widest}
+    expected = [
+        Subscription(name, qos[name], min((route.retained for route in served[name]), key=order.index))
+        for name in widest
+    ]
     assert subscriptions(found, direction) == expected
 
 
@@ -130,3 +175,5 @@ def test_filters_with_thousands_of_levels() -> None:
     deep = "/" * 20_000
     tree = TopicTree([(deep, 1), ("#", 2), (f"{deep}#", 3), ("+/+", 4)])
     assert sorted(tree.covering(deep)) == [1, 2, 3]
+    assert sorted(tree.overlapping(deep)) == [1, 2, 3]
+    assert sorted(tree.overlapping("#")) == [1, 2, 3, 4]

@@ -346,6 +346,8 @@ class Subscription:
     no_local: bool = False
     retain_as_published: bool = False
     retain_handling: int = 0
+    identifier: int | None = None
+    """Subscription Identifier; a SUBSCRIBE has one for all its filters."""
 
     @property
     def options(self) -> int:
@@ -357,6 +359,9 @@ def encode_subscribe(
     packet_id: int, subscriptions: list[Subscription], *, v5: bool, properties: Properties | None = None
 ) -> bytes:
     """Make a SUBSCRIBE."""
+    identifier = subscriptions[0].identifier if subscriptions else None
+    if identifier is not None:
+        properties = (properties or {}) | {Property.SUBSCRIPTION_IDENTIFIER: identifier}
     return packet(
         0x82,
         packet_id.to_bytes(2),
@@ -369,12 +374,13 @@ def decode_subscribe(data: bytes, *, v5: bool) -> tuple[int, list[Subscription]]
     """Read a SUBSCRIBE: packet identifier and subscriptions."""
     reader = body_of(data)
     packet_id = reader.number(2)
-    if v5:
-        reader.properties()
+    numbers = reader.properties().get(Property.SUBSCRIPTION_IDENTIFIER) if v5 else None
+    number = numbers[0] if isinstance(numbers, list) else None
+    assert number is None or isinstance(number, int)
     found = []
     while not reader.at_end:
-        topic_filter, options = reader.text(), reader.number(1)
-        found.append(Subscription(topic_filter, options & 3, bool(options & 4), bool(options & 8), options >> 4 & 3))
+        name, options = reader.text(), reader.number(1)
+        found.append(Subscription(name, options & 3, bool(options & 4), bool(options & 8), options >> 4 & 3, number))
     return packet_id, found
 
 

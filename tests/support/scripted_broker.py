@@ -1,6 +1,7 @@
 """A broker over TCP that says exactly what a test tells it, packet by packet."""
 
 import asyncio
+from collections.abc import Sequence
 import contextlib
 from types import TracebackType
 from typing import Self
@@ -10,8 +11,10 @@ from .packets import (
     Connect,
     PacketType,
     Properties,
+    Property,
     Publish,
     Splitter,
+    Subscription,
     body_of,
     decode_ack,
     decode_subscribe,
@@ -47,6 +50,8 @@ class ScriptedConnection:
         self._packets: asyncio.Queue[bytes] = asyncio.Queue()
         self.connect = Connect()
         self.filters: list[str] = []
+        self.subscribes: list[list[Subscription]] = []
+        """What each SUBSCRIBE asked for, that was answered."""
         self.answer_subscribe = True
         self.pings = 0
 
@@ -96,6 +101,7 @@ class ScriptedConnection:
             self.send(b"\xd0\x00")
         elif kind == PacketType.SUBSCRIBE and self.answer_subscribe:
             mid, subscriptions = decode_subscribe(packet, v5=self.v5)
+            self.subscribes.append(subscriptions)
             self.filters += [item.topic_filter for item in subscriptions]
             self.send(encode_suback(mid, [item.qos for item in subscriptions], v5=self.v5))
         elif kind == PacketType.UNSUBSCRIBE and self.answer_subscribe:
@@ -119,10 +125,20 @@ class ScriptedConnection:
         """Send bytes as they are."""
         self._writer.write(data)
 
-    def publish(self, topic: str, payload: bytes = b"", *, qos: int = 1, mid: int = 0, dup: bool = False) -> None:
-        """Send a PUBLISH."""
+    def publish(
+        self,
+        topic: str,
+        payload: bytes = b"",
+        *,
+        qos: int = 1,
+        mid: int = 0,
+        dup: bool = False,
+        identifiers: Sequence[int] = (),
+    ) -> None:
+        """Send a PUBLISH, as if for subscriptions with these identifiers."""
+        properties: Properties = {Property.SUBSCRIPTION_IDENTIFIER: list(identifiers)} if identifiers else {}
         message = Publish(
-            topic=topic, payload=payload, qos=qos, packet_id=mid, dup=dup, properties={} if self.v5 else None
+            topic=topic, payload=payload, qos=qos, packet_id=mid, dup=dup, properties=properties if self.v5 else None
         )
         self.send(message.encode())
 

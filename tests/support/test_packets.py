@@ -128,7 +128,11 @@ def test_packets_come_back_as_they_were(level: int) -> None:
     message = Publish(topic="ä/b", payload=b"x" * 300, qos=2, retain=True, dup=True, packet_id=513)
     message.properties = PROPERTIES if v5 else None
     assert Publish.decode(message.encode(), v5=v5) == message
-    subscriptions = [Subscription("a/#", 1), Subscription("b", 2, v5, v5, 2 if v5 else 0)]
+    number = 300 if v5 else None
+    subscriptions = [
+        Subscription("a/#", 1, identifier=number),
+        Subscription("b", 2, v5, v5, 2 if v5 else 0, identifier=number),
+    ]
     assert decode_subscribe(encode_subscribe(7, subscriptions, v5=v5), v5=v5) == (7, subscriptions)
     assert decode_suback(encode_suback(7, [0, 1, 0x80], v5=v5), v5=v5) == (7, [0, 1, 0x80])
     assert decode_ack(encode_ack(PacketType.PUBREL, 9)) == (9, 0)

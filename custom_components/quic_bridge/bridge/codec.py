@@ -308,6 +308,26 @@ def take_user_property(block: bytes, name: str) -> tuple[bytes, bytes]:
     return b"".join(kept), b"".join(values)
 
 
+def take_identifiers(block: bytes) -> tuple[frozenset[int], bytes]:
+    """Split a property block into the Subscription Identifiers and what copies for several subscriptions share.
+
+    That is all but the Message Expiry Interval, from which the broker takes the time that each copy waited (MQTT 5,
+    3.3.2.3.3). Raises MalformedPacketError.
+    """
+    found = set[int]()
+    common: list[bytes] = []
+    position = 0
+    while position < len(block):
+        identifier = block[position]
+        end = _skip_property(identifier, block, position + 1)
+        if identifier == _SUBSCRIPTION_IDENTIFIER:
+            found.add(decode_length(block, position + 1)[0])
+        elif identifier != _MESSAGE_EXPIRY:
+            common.append(block[position:end])
+        position = end
+    return frozenset(found), b"".join(common)
+
+
 def with_properties(first: int, header: int, position: int, packet: bytes, block: bytes) -> bytes:
     """Give a PUBLISH whose property length, at `position`, is 0 the properties of `block`, and another first byte.
 

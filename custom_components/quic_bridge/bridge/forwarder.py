@@ -10,6 +10,7 @@ what the target has and has yet to get; the Outbox stands in the Sender's place 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from .config import OutboxConfig
 from .guard import LoopGuard
@@ -54,13 +55,14 @@ class Forwarder:
 
     def reroute(self, router: Router) -> None:
         """Follow other routes from the next message on; what is under way keeps those it came with."""
+        router.succeed(self.receiver.router)
         self.receiver.router = router
         self.sender.reroute(router)
 
     @property
     def status(self) -> DirectionStatus:
         """Counters since the start."""
-        return self.sender.status
+        return replace(self.sender.status, copies=self.receiver.copies.left_out)
 
     @property
     def outbox_status(self) -> OutboxStatus | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 import logging
 from typing import Final
@@ -12,10 +13,11 @@ from .config import BackoffConfig, BrokerConfig, FailoverConfig, TransportKind
 from .echoes import Echoes
 from .endpoints import Endpoints
 from .errors import REFUSED_ERRORS, BridgeError, ErrorCode
+from .overlaps import identifiers, overlapping
 from .paho_client import MQTT_5
 from .presence import Presence
 from .reasons import reason_text
-from .routes import Subscription
+from .routes import RetainedAtConnect, Subscription
 from .session import AckReceiver, MqttSession, PublishReceiver
 from .status import LinkError, LinkState, LinkStatus, Side, TransportStatus
 from .transport import QuicResources, make_transport
@@ -284,11 +286,20 @@ class Link:
                 self._subscribed.clear()
             fresh = self._subscribed_in is not session
             self._subscribed_in = session
-            wanted = {item.topic_filter: item for item in self._subscriptions()}
+            wanted = {item.topic_filter: item for item in self._identified(session, fresh=fresh)}
             # A session that was resumed has its subscriptions, but asking again costs little and mends what is amiss.
             asked = [item for name, item in wanted.items() if fresh or self._subscribed.get(name) != item]
             gone = [name for name in self._subscribed if name not in wanted]
-            refused = {name: reason_text(code) for name, code in (await session.subscribe(asked)).items()}
+            # What is subscribed gets its identifier before another filter is subscribed that overlaps it.
+            present = self._subscribed
+            known = [
+                _once_more(item, present[item.topic_filter], fresh=fresh)
+                for item in asked
+                if item.topic_filter in present
+            ]
+            codes = await session.subscribe(known)
+            codes |= await session.subscribe([item for item in asked if item.topic_filter not in present])
+            refused = {name: reason_text(code) for name, code in codes.items()}
             self._tell_refused(refused)
             again = {item.topic_filter for item in asked}
             kept = {
@@ -302,6 +313,20 @@ class Link:
                 await session.unsubscribe(gone)
                 for name in gone:
                     del self._subscribed[name]
+
+    def _identified(self, session: MqttSession, *, fresh: bool) -> list[Subscription]:
+        """Return what is to be subscribed, with identifiers where subscriptions overlap and the broker has them.
+
+        One that is not needed any more stays until the next connection: it does no harm.
+        """
+        wanted = self._subscriptions()
+        if not session.v5 or not session.limits.subscription_identifiers:
+            return list(wanted)
+        present = {name: item.identifier for name, item in self._subscribed.items() if item.identifier is not None}
+        chosen = identifiers(overlapping([item.topic_filter for item in wanted]), present)
+        if not fresh:
+            chosen = present | chosen
+        return [replace(item, identifier=chosen.get(item.topic_filter)) for item in wanted]
 
     def _tell_refused(self, refused: Mapping[str, str]) -> None:
         """Tell of filters that are refused now and were not before: a broker may refuse hundreds at a time."""
@@ -363,6 +388,13 @@ class Link:
             self._changed()
         except Exception:
             _LOGGER.exception("Unexpected error in a listener to the %s connection", self.side)
+
+
+def _once_more(wanted: Subscription, present: Subscription, *, fresh: bool) -> Subscription:
+    """Ask for something else in the same connection without all retained messages again."""
+    if not fresh and wanted.retained is present.retained is RetainedAtConnect.ALWAYS:
+        return replace(wanted, retained=RetainedAtConnect.ONCE)
+    return wanted
 
 
 def _now() -> datetime:

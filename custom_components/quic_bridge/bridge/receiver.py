@@ -7,6 +7,7 @@ What becomes of a message meanwhile is the Sender's business.
 from typing import Final, override
 
 from . import codec
+from .copies import Copies
 from .echoes import Echoes
 from .message import Message, Stage
 from .routes import Plan, Router
@@ -28,6 +29,7 @@ class Receiver(PublishReceiver, SenderOwner):
         """Begin without a source."""
         self.router = router
         self.paused = False
+        self.copies = Copies()
         self._source: MqttSession | None = None
         self._owed: dict[int, Message] = {}
         self._completed: dict[int, int] = {}
@@ -43,7 +45,9 @@ class Receiver(PublishReceiver, SenderOwner):
             for message in list(self._owed.values()):
                 self._disown(message)
             self._completed.clear()
+            self.copies.clear()
             self.sender.source_session_lost()
+        self.copies.resume()
         self.sender.throttle()
 
     @override
@@ -77,7 +81,11 @@ class Receiver(PublishReceiver, SenderOwner):
                 message.stage = Stage.DONE
                 self.acknowledge(message)
                 return
-        if source.echoes is not None and self._is_echo(source.echoes, message):
+        if source.echoes is not None:
+            crossed = self._is_echo(source.echoes, message)
+        else:
+            crossed = plan.copies > 1 and source.v5 and self.copies.take(first, header, packet, plan.copies)
+        if crossed:
             self.finish(message)
         else:
             self.sender.send(message)
@@ -143,6 +151,10 @@ class Receiver(PublishReceiver, SenderOwner):
                 self._source.pause_reading()
             else:
                 self._source.resume_reading()
+
+    @override
+    def target_attached(self) -> None:
+        self.copies.resume()
 
     @override
     def finish(self, message: Message) -> None:

@@ -9,8 +9,9 @@ import itertools
 import random
 from typing import Final
 
+from .overlaps import groups, overlapping
 from .topic_tree import TopicTree
-from .topics import Rewrite, matches, overlap, valid_topic, validate_filter
+from .topics import Rewrite, covers, matches, overlap, valid_topic, validate_filter
 
 
 class Direction(StrEnum):
@@ -124,13 +125,16 @@ class Subscription:
     topic_filter: str
     qos: int
     retained: RetainedAtConnect = RetainedAtConnect.ONCE
+    identifier: int | None = None
+    """Subscription Identifier (MQTT 5, 3.8.2.1.2); see overlaps.py."""
 
 
 def subscriptions(routes: Iterable[Route], direction: Direction) -> list[Subscription]:
     """Filters to subscribe at the source of `direction`, each with the most that its routes want.
 
     A filter covered by another is left out, as a broker may deliver a message once for each filter it matches
-    (MQTT 5, 3.3.4), and one message in must be one message out.
+    (MQTT 5, 3.3.4), and one message in must be one message out. Where filters overlap otherwise, all are asked with the
+    highest quality of service among them: else the first copy, which crosses, might have a lower one than the second.
     """
     wanted: dict[str, list[Route]] = {}
     for route in routes:
@@ -144,14 +148,17 @@ def subscriptions(routes: Iterable[Route], direction: Direction) -> list[Subscri
             served.setdefault(wider, []).extend(group)
             if wider != topic_filter:
                 covered.add(topic_filter)
+    widest = [topic_filter for topic_filter in wanted if topic_filter not in covered]
+    qos = {topic_filter: max(route.max_qos for route in served[topic_filter]) for topic_filter in widest}
+    for overlaps in groups(overlapping(widest)):
+        qos |= dict.fromkeys(overlaps, max(qos[topic_filter] for topic_filter in overlaps))
     return [
         Subscription(
             topic_filter,
-            max(route.max_qos for route in served[topic_filter]),
+            qos[topic_filter],
             next(mode for mode in _MOST_RETAINED if any(route.retained is mode for route in served[topic_filter])),
         )
-        for topic_filter in wanted
-        if topic_filter not in covered
+        for topic_filter in widest
     ]
 
 
@@ -217,6 +224,8 @@ class Plan:
     excluded: bool = False
     comes_back: bool = False
     """Whether we are subscribed at the target to what the messages are called there."""
+    copies: int = 1
+    """How many of our subscriptions at the source the topic matches: so many times it may send each message."""
 
 
 class Router:
@@ -245,6 +254,14 @@ class Router:
         self._cache: dict[bytes, Plan] = {}
         self._cached: list[bytes] = []
         """The topics in `_cache`, to choose from."""
+        self._former: Router | None = None
+
+    def succeed(self, former: Router) -> None:
+        """Take the place of a router: what was sent for the subscriptions of its routes may still be under way."""
+        former._former = None
+        former._cache.clear()
+        former._cached.clear()
+        self._former = former
 
     def find(self, topic: bytes) -> Plan:
         """Return what to do with a topic."""
@@ -276,7 +293,8 @@ class Router:
         if name == self._ours[0]:
             return Plan(None, excluded=True)
         excluded = False
-        for position in sorted(self._tree.covering(name)):
+        positions = sorted(self._tree.covering(name))
+        for position in positions:
             route, way = self._ways[position]
             new = way.apply(name)
             if new is None:
@@ -288,8 +306,16 @@ class Router:
             if new == self._ours[1]:
                 return Plan(None)
             comes_back = any(self._filters_back.covering(new))
-            return Plan(route, None if new == name else new.encode(), comes_back=comes_back)
+            copies = self.copies(name) if len(positions) > 1 else 1
+            if self._former is not None:
+                copies = max(copies, self._former.copies(name))
+            return Plan(route, None if new == name else new.encode(), comes_back=comes_back, copies=copies)
         return Plan(None, excluded=excluded)
+
+    def copies(self, name: str) -> int:
+        """Return how many of the filters that `subscriptions` has for these routes match a topic."""
+        filters = {self._ways[position][1].topic_filter for position in self._tree.covering(name)}
+        return sum(not any(one != other and covers(other, one) for other in filters) for one in filters)
 
     def response_topic(self, topic: bytes) -> bytes:
         """Name under which an answer to `topic` comes back here (MQTT 5, 4.10); the same where no route brings it."""

@@ -50,6 +50,9 @@ class SenderOwner(Protocol):
     def pause(self, wanted: bool) -> None:
         """Let the source wait, or read on."""
 
+    def target_attached(self) -> None:
+        """Hear that the target is back: what the source could not send for want of acknowledgements may come now."""
+
     def finish(self, message: Message) -> None:
         """Settle with the source what the target has no more part in."""
 
@@ -342,6 +345,7 @@ class Sender(AckReceiver, StreamOwner):
     @override
     def target_attached(self, session: MqttSession) -> None:
         self._target = session
+        self._owner.target_attached()
         self._data_streams.attached(session)
         self._resume(session, list(self._flying))
         if self._over_quota:

@@ -8,6 +8,7 @@ Alive and lets other traffic postpone the PINGREQ), and DISCONNECT (paho 2.1 dro
 
 import asyncio
 from collections.abc import Collection, Sequence
+from itertools import batched, chain
 import logging
 from typing import Final, Protocol, override
 
@@ -284,10 +285,16 @@ class MqttSession(TransportReceiver):
             # Asking all the same may end the connection (MQTT 5, 3.2.2.3.11).
             refused = {item.topic_filter: _NO_WILDCARDS for item in wanted if has_wildcards(item.topic_filter)}
             wanted = [item for item in wanted if item.topic_filter not in refused]
-        for start in range(0, len(wanted), _FILTERS_PER_SUBSCRIBE):
-            chunk = wanted[start : start + _FILTERS_PER_SUBSCRIBE]
+        # A SUBSCRIBE has one identifier for all its filters.
+        by_identifier: dict[int | None, list[Subscription]] = {}
+        for item in wanted:
+            by_identifier.setdefault(item.identifier, []).append(item)
+        for chunk in chain.from_iterable(
+            batched(group, _FILTERS_PER_SUBSCRIBE, strict=False) for group in by_identifier.values()
+        ):
             if self.v5:
-                _, mid = self._paho.subscribe([(item.topic_filter, _options(item)) for item in chunk])
+                filters = [(item.topic_filter, _options(item)) for item in chunk]
+                _, mid = self._paho.subscribe(filters, properties=_subscribe_properties(chunk[0].identifier))
             else:
                 _, mid = self._paho.subscribe([(item.topic_filter, item.qos) for item in chunk])
             codes = await self._suback(mid, "SUBSCRIBE")
@@ -465,6 +472,14 @@ class MqttSession(TransportReceiver):
         self._keepalive.ping()
         await self._suback(_PINGRESP, "PINGREQ")
         return self._loop.time() - began
+
+
+def _subscribe_properties(identifier: int | None) -> Properties | None:
+    if identifier is None:
+        return None
+    properties = make_properties(PacketTypes.SUBSCRIBE)
+    properties.SubscriptionIdentifier = identifier
+    return properties
 
 
 def _options(subscription: Subscription) -> SubscribeOptions:

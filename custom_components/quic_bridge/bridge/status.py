@@ -197,6 +197,8 @@ class DirectionStatus:
     waiting: int = 0
     """QoS 1 and 2 messages held in memory: under way or waiting for the target."""
     dropped: dict[DropReason, int] = field(default_factory=dict)
+    copies: int = 0
+    """What the source sent once more, for another of our subscriptions, and was not forwarded again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

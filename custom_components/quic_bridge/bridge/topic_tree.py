@@ -1,4 +1,4 @@
-"""Many topic filters by their levels: which of them cover a topic or a filter, without a look at all the others."""
+"""Many topic filters by their levels: which cover a topic or a filter, or overlap it, without a look at all others."""
 
 from collections.abc import Iterable, Iterator
 
@@ -64,3 +64,45 @@ class TopicTree[T]:
             yield from node.values
             if node.children is not None and (rest := node.children.get("#")) is not None:
                 yield from rest.values
+
+    def overlapping(self, topic_filter: str) -> Iterator[T]:
+        """Yield the values of all filters that some topic under this one falls under, too (see `topics.overlap`)."""
+        nodes = [self._root]
+        wild = not topic_filter.startswith("$")
+        for position, level in enumerate(topic_filter.split("/")):
+            if level == "#":
+                yield from self._below(nodes)
+                return
+            following: list[_Node[T]] = []
+            for node in nodes:
+                children = node.children
+                if children is None:
+                    continue
+                if wild and (rest := children.get("#")) is not None:
+                    yield from rest.values
+                if level == "+":
+                    following += [
+                        child for name, child in children.items() if name != "#" and (position or name[:1] != "$")
+                    ]
+                    continue
+                if (same := children.get(level)) is not None:
+                    following.append(same)
+                if wild and (any_level := children.get("+")) is not None:
+                    following.append(any_level)
+            if not following:
+                return
+            nodes = following
+            wild = True
+        for node in nodes:
+            yield from node.values
+            if node.children is not None and (rest := node.children.get("#")) is not None:
+                yield from rest.values
+
+    def _below(self, nodes: list[_Node[T]]) -> Iterator[T]:
+        """Yield the values of nodes and of all that is under them; not what begins with $."""
+        nodes = list(nodes)
+        while nodes:
+            node = nodes.pop()
+            yield from node.values
+            if node.children is not None:
+                nodes += [child for name, child in node.children.items() if node is not self._root or name[:1] != "$"]
