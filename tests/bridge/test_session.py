@@ -482,6 +482,22 @@ async def test_no_suback(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     await wire.running()
 
 
+async def test_no_suback_among_much_else(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes is life, but a SUBACK that is passed over by the answer to a later PINGREQ is not waited for."""
+    monkeypatch.setattr(session_module, "_SUBACK_TIMEOUT", 0.2)
+    connection = await wire.start()
+    connection.answer_subscribe = False
+    await connection.handshake()
+    while wire.link.error is None:
+        connection.publish("t/a", b"much", qos=0)
+        await asyncio.sleep(0.02)
+        assert connection.pings < 2
+    assert connection.pings == 1
+    assert "did not answer SUBSCRIBE" in wire.link.error.text
+    await wire.remote_broker.session()
+    await wire.running()
+
+
 async def test_a_broker_without_wildcards(wire: Wire) -> None:
     """Filters that it cannot have are not asked for (that might end the connection) but named."""
     local, remote = await wire.connect({Property.WILDCARD_AVAILABLE: 0})

@@ -8,24 +8,27 @@ from pathlib import Path
 
 import pytest
 
+from custom_components.quic_bridge.bridge import session as session_module
 from custom_components.quic_bridge.bridge.bridge import Bridge
 from custom_components.quic_bridge.bridge.config import QuicConfig, TransportKind
 from custom_components.quic_bridge.bridge.errors import ErrorCode
-from custom_components.quic_bridge.bridge.status import BridgeState, LinkStatus
+from custom_components.quic_bridge.bridge.routes import Direction, Route
+from custom_components.quic_bridge.bridge.status import BridgeState, LinkState, LinkStatus, Side
 
 from ..support.certs import Certificates
 from ..support.client import Client
+from ..support.faults import enforce_keepalive
 from ..support.processes import wait_until
 from ..support.slow_relay import SlowRelay
-from .link_support import AT_ONCE, Scene, make_scene
+from .link_support import AT_ONCE, ROUTES, Scene, make_scene
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 
 FAST = 1e9
 RATE = 150_000.0
 """Bytes a second."""
-LARGE = bytes(600_000)
-"""Takes 4 s, four times as long as the keepalive."""
+LARGE = bytes(400_000)
+"""Takes 2.7 s: longer than the keepalive and the ping timeout together."""
 KEEPALIVE, PING_TIMEOUT = 1, 0.8
 
 
@@ -154,3 +157,110 @@ async def test_a_line_that_dies_under_a_large_message(slow: Slow) -> None:
     assert slow.link.error.code is ErrorCode.PING_TIMEOUT
     slow.mend()
     await slow.arrived()
+
+
+async def test_a_stop_in_the_middle_of_a_large_message(slow: Slow) -> None:
+    """The farewell waits for it a second and no more; half a message is none, and the next start sends it whole."""
+    slow.line(up=RATE)
+    await slow.publish()
+    await slow.far.wait_for(1)
+    await asyncio.sleep(0.5)  # into the large one
+    before = asyncio.get_running_loop().time()
+    await slow.scene.renew()
+    assert asyncio.get_running_loop().time() - before < AT_ONCE
+    slow.mend()
+    await slow.scene.running()
+    await slow.arrived()
+
+
+# --- answers behind large messages ------------------------------------------------------------------------------------
+
+MORE = Route(id="more", direction=Direction.BOTH, topic_filter="more/#")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let SUBACK have half a second."""
+    monkeypatch.setattr(session_module, "_SUBACK_TIMEOUT", 0.5)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("slow", ["quic", "local"], indirect=True)
+async def test_a_subscription_behind_a_large_message(slow: Slow) -> None:
+    slow.line(up=RATE)
+    await slow.publish()
+    await slow.far.wait_for(1)
+    await slow.bridge.apply_routes((*ROUTES, MORE))
+    await slow.arrived()
+    assert slow.reconnects() == 0
+    await slow.near.subscribe("more/#")
+    await slow.far.publish("more/a", b"subscribed", 1)
+    await slow.near.wait_for(1)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("slow", ["quic", "tls"], indirect=True)
+async def test_a_suback_behind_a_large_message(slow: Slow) -> None:
+    """A resumed session delivers first of all what waited in it."""
+    await slow.scene.renew()
+    slow.line(down=RATE)
+    await slow.publish(back=True)
+    await slow.bridge.start()
+    await slow.arrived(back=True)
+    await slow.scene.running()
+    assert slow.reconnects() == 0
+
+
+# --- the other broker meanwhile ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("slow", ["quic"], indirect=True)
+async def test_what_we_do_not_read_is_not_silence(slow: Slow) -> None:
+    """While the remote takes no more, the local broker is not read: its PINGRESPs wait, and its SUBACK does not."""
+    slow.scene.tune(QuicConfig(handshake_timeout=5.0), keepalive=60)
+    await slow.scene.renew()
+    await slow.scene.running()
+    slow.scene.front.connection.stop_reading()
+    await slow.publish()
+    log = slow.scene.local.log_file
+
+    def pings() -> int:
+        return log.read_text().count("Received PINGREQ from bridge")
+
+    before = pings()
+    await wait_until(lambda: pings() >= before + 5, 10, "PINGREQs")
+    assert slow.reconnects() == 0
+    slow.bridge.reconnect(Side.LOCAL)
+    await slow.scene.until(lambda status: status.local.reconnects == 1, "reconnect")
+    await slow.scene.until(lambda status: status.local.state is LinkState.CONNECTED, "the local side")
+    slow.scene.front.connection.resume_reading()
+    await slow.arrived()
+    assert slow.reconnects() == 1
+
+
+# --- brokers that count whole packets ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slow", ["quic"], indirect=True)
+@pytest.mark.parametrize("disconnect", [0x8D, None], ids=["says-so", "hangs-up"])
+async def test_a_broker_that_hears_nothing_while_a_message_is_under_way(
+    slow: Slow, disconnect: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """EMQX gives up after one and a half times the Keep Alive; then it is told a longer one, and the message passes."""
+    front = slow.scene.front
+    front.policy.stream_window = 2 * len(LARGE)
+    front.add_rule(enforce_keepalive(disconnect=disconnect))
+    slow.bridge.reconnect()
+    await slow.scene.until(lambda status: status.remote.reconnects == 1, "reconnect")
+    await slow.scene.running()
+    slow.line(up=RATE)
+    await slow.publish()
+    await slow.arrived()
+    assert slow.bridge.status.remote.reconnects == 2
+    assert slow.bridge.status.outbound.dropped == {}
+    told = [connect.keepalive for connect in front.stats.connects[1:]]
+    assert told[0] == KEEPALIVE
+    assert told[1] >= 2
+    [line] = [record.getMessage() for record in caplog.records if "keep alive of" in record.getMessage()]
+    assert f"{told[1]} s" in line

@@ -1,11 +1,14 @@
 """Ready-made packet rules for the front: what a broker can answer, withhold or send by itself."""
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from .front_connection import FrontConnection
 from .front_policy import Direction, Rule
 from .packets import (
     Connack,
+    Connect,
     PacketType,
     Properties,
     Property,
@@ -131,6 +134,32 @@ def enforce_packet_size(limit: int) -> Rule:
     return Rule(
         direction=Direction.TO_BROKER, types={PacketType.PUBLISH}, apply=apply, when=lambda packet: len(packet) > limit
     )
+
+
+def enforce_keepalive(*, disconnect: int | None = 0x8D) -> Rule:
+    """Disconnect a client from which no whole packet came for one and a half times its Keep Alive, as EMQX does.
+
+    The broker behind is told of a long one.
+    """
+    loop = asyncio.get_running_loop()
+    heard: dict[FrontConnection, float] = {}
+
+    def apply(connection: FrontConnection, packet: bytes) -> bytes:
+        heard[connection] = loop.time()
+        if packet[0] >> 4 != PacketType.CONNECT:
+            return packet
+        connect = Connect.decode(packet)
+        watch(connection, 1.5 * connect.keepalive)
+        return replace(connect, keepalive=3600).encode()
+
+    def watch(connection: FrontConnection, patience: float) -> None:
+        rest = heard[connection] + patience - loop.time()
+        if rest > 0:
+            connection.call_later(rest, lambda: watch(connection, patience))
+        else:
+            connection.end_stream(disconnect=disconnect)
+
+    return Rule(direction=Direction.TO_BROKER, types=set(PacketType), apply=apply)
 
 
 # Acknowledgements

@@ -8,6 +8,7 @@ that died acknowledges nothing.
 
 import asyncio
 from collections.abc import Callable
+import math
 from typing import Final, Protocol
 
 from . import codec
@@ -15,6 +16,10 @@ from .errors import BridgeError, ErrorCode
 
 _LOOK_INTERVAL: Final = 1.0
 """Seconds between looks at the line while an answer is due; a quarter of the time for it, if that is less."""
+
+_SUSPECT: Final = 0.25
+"""Of the Keep Alive: a PINGREQ was under way at least so long when the broker ends the session for want of packets."""
+_MAX_KEEP_ALIVE: Final = 65_535
 
 
 class Line(Protocol):
@@ -41,16 +46,28 @@ class Patience:
         self._line = line
         self._seconds = seconds
         self._position = line.written
-        self._acknowledged = line.acknowledged
-        self._moved_at = now
+        self._start = self._acknowledged = line.acknowledged
+        self._moved_at = self._looked_at = now
 
     @property
     def arrived(self) -> bool:
         """Whether the other host has the question, as of the last look."""
         return self._acknowledged >= self._position
 
+    @property
+    def waited(self) -> float:
+        """Seconds for which the question was under way, as of the last look."""
+        return self._looked_at - self.began
+
+    @property
+    def estimate(self) -> float:
+        """Seconds in which the question arrives at the pace so far; infinite if nothing moves."""
+        moved = self._acknowledged - self._start
+        return self.waited * (self._position - self._start) / moved if moved else math.inf
+
     def look(self, now: float, heard_at: float = 0.0) -> float:
         """Return how many seconds to wait before the next look; 0: no more. What was heard counts as moving, too."""
+        self._looked_at = now
         if not self.arrived and (acknowledged := self._line.acknowledged) > self._acknowledged:
             self._acknowledged = acknowledged
             self._moved_at = now
@@ -70,6 +87,7 @@ class Keepalive:
         self._loop = asyncio.get_running_loop()
         self._interval = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._patience: Patience | None = None
         self._heard_at = 0.0
         self._asked = 0
         self._answered = 0
@@ -102,6 +120,19 @@ class Keepalive:
         self._asked += 1
         return self._asked
 
+    def wanted(self, keep_alive: int) -> int:
+        """Return the Keep Alive that would have let our last PINGREQ arrive in time; 0: the broker's `keep_alive` did.
+
+        Brokers like EMQX count whole packets: they hear nothing while a large message is under way, and give up on us
+        after one and a half times the Keep Alive that they were told (MQTT 5, 3.1.2.10).
+        """
+        patience = self._patience
+        if not keep_alive or patience is None or patience.arrived or patience.waited < _SUSPECT * keep_alive:
+            return 0
+        # The last packet before was our PINGREQ before.
+        needed = self._interval + patience.estimate
+        return min(math.ceil(needed), _MAX_KEEP_ALIVE) if keep_alive < needed < math.inf else 0
+
     async def answer[T](self, future: asyncio.Future[T], seconds: float) -> T:
         """Wait for the answer to what was written last. Raises TimeoutError.
 
@@ -124,13 +155,13 @@ class Keepalive:
     def _ask(self) -> None:
         self.ping()
         now = self._loop.time()
-        patience = Patience(self._line, min(self._timeout, self._interval), now)
+        self._patience = patience = Patience(self._line, min(self._timeout, self._interval), now)
         self._timer = self._loop.call_later(patience.look(now), self._look, patience)
 
     def _look(self, patience: Patience) -> None:
         now = self._loop.time()
-        wait = patience.look(now)
-        if self._heard_at >= patience.began or (self.reading_paused and patience.arrived):
+        wait = patience.look(now, self._heard_at)
+        if patience.arrived and (self._heard_at >= patience.began or self.reading_paused):
             rest = max(0.0, patience.began + self._interval - now)
             self._timer = self._loop.call_later(rest, self._ask)
         elif wait:

@@ -65,6 +65,8 @@ class Link:
         self._presence = presence
         self._version = VersionChoice()
         self._try_at_once = False
+        self._keep_alive = 0
+        """Seconds that the broker is told at least: found out from messages that take so long on this line."""
         self._echoes = Echoes()
         self._session: MqttSession | None = None
         self._subscribed: dict[str, Subscription] = {}
@@ -192,6 +194,7 @@ class Link:
             bridge_bit=version.bridge_bit,
             echoes=None if version.protocol == MQTT_5 or version.bridge_bit else self._echoes,
             presence=self._presence,
+            keep_alive=self._keep_alive,
         )
         self._session = session
         watch: asyncio.Task[None] | None = None
@@ -234,6 +237,7 @@ class Link:
             raise
         finally:
             self._details = transport.status
+            self._learn_keep_alive(session)
             self._asked = session.asked
             self._session = None
             self._connected_at = None
@@ -259,6 +263,17 @@ class Link:
             lost.cancel()
             better.cancel()
             await asyncio.wait((lost, better))
+
+    def _learn_keep_alive(self, session: MqttSession) -> None:
+        """Ask the broker for more patience when it did not have enough for a large message on a slow line."""
+        wanted = session.keep_alive_wanted
+        if wanted > self._keep_alive:
+            self._keep_alive = wanted
+            _LOGGER.info(
+                "The %s broker gave up on us while a large message was under way. It is told a keep alive of %d s now",
+                self.side,
+                wanted,
+            )
 
     @staticmethod
     async def _say_goodbye(session: MqttSession) -> None:

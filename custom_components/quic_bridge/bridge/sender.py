@@ -31,9 +31,15 @@ _QUOTA_TRIES: Final = 60
 _STRIKES: Final = 3
 _STRIKES_ALONE: Final = 5
 _THROWN_OUT: Final = frozenset(
-    {ErrorCode.CLOSED_BY_BROKER, ErrorCode.BROKER_DISCONNECT, ErrorCode.PROTOCOL_ERROR, ErrorCode.NOT_AUTHORIZED}
+    {
+        ErrorCode.CLOSED_BY_BROKER,
+        ErrorCode.BROKER_DISCONNECT,
+        ErrorCode.PROTOCOL_ERROR,
+        ErrorCode.NOT_AUTHORIZED,
+        ErrorCode.KEEPALIVE_TIMEOUT,
+    }
 )
-"""How a session ends when the broker does not like a message."""
+"""How a session ends when the broker does not like a message, or never waits until all of it has arrived."""
 _PACKET_IDENTIFIER_IN_USE: Final = 0x91
 
 

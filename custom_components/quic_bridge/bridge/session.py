@@ -51,6 +51,8 @@ _RETAIN_HANDLING: Final = {
 }
 _UNSPECIFIED: Final = 0x80
 _NO_WILDCARDS: Final = 0xA2
+_NOT_HEARD: Final = frozenset({ErrorCode.KEEPALIVE_TIMEOUT, ErrorCode.CLOSED_BY_BROKER})
+"""How a session ends when the broker has not heard us in time; some brokers, and all of 3.1.1, say nothing."""
 _PINGRESP: Final = 0
 """Stands for a packet identifier, which PINGREQ and PINGRESP do not have."""
 
@@ -111,11 +113,13 @@ class MqttSession(TransportReceiver):
         bridge_bit: bool = False,
         echoes: Echoes | None = None,
         presence: Presence | None = None,
+        keep_alive: int = 0,
     ) -> None:
         """Prepare a session; `clean` asks for a new one that the broker forgets at once when it ends.
 
         `bridge_bit` tells a broker of MQTT 3.1.1 that we are a bridge, which must not get its own messages back; with
         `echoes` it sends them back, and they are to be recognised. `presence` is written there, and is the Will.
+        The broker is told `keep_alive` seconds if that is more than the configured time between PINGREQs.
         """
         self.config = config
         self.transport = transport
@@ -153,6 +157,8 @@ class MqttSession(TransportReceiver):
         self._subacks: dict[int, asyncio.Future[list[int]]] = {}
         self._last_mid = 65_535
         self._keepalive = Keepalive(transport, config.ping_timeout, self.fail)
+        self._keep_alive = max(keep_alive, config.keepalive) if config.keepalive else 0
+        """What the broker is told, or tells us."""
 
     # --- life -----------------------------------------------------------------------------------------------------
 
@@ -202,10 +208,15 @@ class MqttSession(TransportReceiver):
             self._end()
             self.transport.abort()
 
+    @property
+    def _ended(self) -> BridgeError | None:
+        """Why it was lost; None: it was not, or we ended it."""
+        return self._lost.result() if self._lost.done() and not self._lost.cancelled() else None
+
     def _end(self) -> None:
         """Release what is ours and tell the forwarders, once."""
         self._keepalive.stop()
-        ended = self._lost.result() if self._lost.done() and not self._lost.cancelled() else None
+        ended = self._ended
         for future in self._subacks.values():
             if not future.done():
                 future.set_exception(ended or BridgeError(ErrorCode.CLOSED_BY_BROKER, "the session was closed"))
@@ -219,6 +230,13 @@ class MqttSession(TransportReceiver):
                 self._presence.lost()
             self._publishes.source_lost()
             self._acks.target_lost(ended)
+
+    @property
+    def keep_alive_wanted(self) -> int:
+        """The Keep Alive with which the broker would not have ended the session; 0: it ended for another reason."""
+        if self._ended is None or self._ended.code not in _NOT_HEARD or self.limits.server_keep_alive is not None:
+            return 0
+        return self._keepalive.wanted(self._keep_alive)
 
     # --- CONNECT --------------------------------------------------------------------------------------------------
 
@@ -234,7 +252,7 @@ class MqttSession(TransportReceiver):
         self._paho.connect_async(
             "broker",  # paho wants a name; the transport knows better
             1,
-            self.config.keepalive,
+            self._keep_alive,
             clean_start=self._clean if self.v5 else paho.MQTT_CLEAN_START_FIRST_ONLY,
             properties=properties,
         )
@@ -266,6 +284,8 @@ class MqttSession(TransportReceiver):
         self.connected = True
         self._connack.set_result(None)
         told = self.limits.server_keep_alive
+        if told is not None:
+            self._keep_alive = told
         self._keepalive.start(self.config.keepalive if told is None else told)
         if self._presence is not None:
             self._presence.attached(self)
