@@ -163,10 +163,11 @@ async def test_no_connack(scene: Scene) -> None:
     assert error.code is ErrorCode.NO_CONNACK
 
 
-@pytest.mark.parametrize("how", ["reason-0x84", "code-1", "hangs-up"])
+@pytest.mark.parametrize("how", ["reason-0x84", "code-1", "hangs-up", "silent"])
 async def test_a_broker_of_3_1_1(how: str) -> None:
     async with ScriptedBroker() as broker:
-        config = BrokerConfig(host="127.0.0.1", port=broker.port, client_id="x")
+        timeout = 1.0 if how == "silent" else 10.0
+        config = BrokerConfig(host="127.0.0.1", port=broker.port, client_id="x", connack_timeout=timeout)
         check = asyncio.create_task(check_broker(config))
         connection = await broker.accept()
         assert connection.connect.level == 5
@@ -174,7 +175,7 @@ async def test_a_broker_of_3_1_1(how: str) -> None:
             await connection.handshake(code=0x84)
         elif how == "code-1":
             connection.send(b"\x20\x02\x00\x01")
-        else:
+        elif how == "hangs-up":
             await connection.close()
         connection = await broker.accept()
         assert connection.connect.level == 4

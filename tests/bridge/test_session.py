@@ -295,12 +295,16 @@ async def test_a_broker_that_refuses_both_versions(wire: Wire) -> None:
     assert (await wire.remote_broker.accept()).connect.level == 5
 
 
-async def test_a_broker_that_hangs_up_on_mqtt_5(wire: Wire) -> None:
-    """Neither a CONNACK nor a word: after two such attempts the third is 3.1.1."""
+@pytest.mark.parametrize("silent", [False, True])
+async def test_a_broker_that_hangs_up_on_mqtt_5(wire: Wire, *, silent: bool) -> None:
+    """Neither a CONNACK nor a word, or not even that (amqtt): after two such attempts the third is 3.1.1."""
+    if silent:
+        wire.remote_config = replace(wire.remote_config, connack_timeout=1.0)
     connection = await wire.start()
     levels = [connection.connect.level]
     while levels[-1] == 5:
-        await connection.close()
+        if not silent:
+            await connection.close()
         connection = await wire.remote_broker.accept()
         levels.append(connection.connect.level)
     assert levels == [5, 5, BRIDGE_3_1_1]

@@ -1,10 +1,11 @@
 """What the brokers' own logs say against the brokers, so that the bridge is not blamed for it.
 
-Two things were seen with mosquitto 2.0.11; later versions have much of the same code (src/database.c).
+Two things were seen with mosquitto 2.0.11 (src/database.c).
 
-- It forgets that it sent a PUBREL when it could not write it. On the next connection it then sends the QoS 2 PUBLISH
-  again, which MQTT forbids (MQTT 5, 4.3.3) and nobody can tell from a new message. The soak test avoids the occasions
-  as far as it can.
+- It forgets that it sent a PUBREL when the connection is lost before it could repeat it in the next one: the state
+  `mosq_ms_resend_pubrel` becomes `mosq_ms_publish_qos2`. In the connection after that it sends the QoS 2 PUBLISH again,
+  which MQTT forbids (MQTT 5, 4.3.3) and nobody can tell from a new message. 2.0.22 and 2.1.2 do so, too. The soak test
+  avoids the occasions as far as it can.
 - It sends a message with a lower packet identifier, which is the earlier one, after one with a higher.
 """
 

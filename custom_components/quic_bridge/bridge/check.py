@@ -15,6 +15,7 @@ from .session import AckReceiver, MqttSession, PublishReceiver
 from .status import CertificateStatus, TransportStatus
 from .transport import make_transport
 from .transport.base import TransportReceiver
+from .versions import UNANSWERED
 
 
 class _Nobody(PublishReceiver, AckReceiver):
@@ -170,9 +171,9 @@ async def _enter(config: BrokerConfig) -> MqttSession:
     try:
         await session.open()
     except BridgeError as error:
-        # A broker that does not speak MQTT 5 says so, or just closes the connection.
-        closed = session.asked and error.code is ErrorCode.CLOSED_BY_BROKER
-        if not closed and error.code is not ErrorCode.PROTOCOL_VERSION:
+        # A broker that does not speak MQTT 5 says so, or just closes the connection, or waits for we know not what.
+        unanswered = session.asked and error.code in UNANSWERED
+        if not unanswered and error.code is not ErrorCode.PROTOCOL_VERSION:
             raise
         session = _session(config, MQTT_3_1_1)
         await session.open()

@@ -21,7 +21,7 @@ from .routes import RetainedAtConnect, Subscription
 from .session import AckReceiver, MqttSession, PublishReceiver
 from .status import LinkError, LinkState, LinkStatus, Side, TransportStatus
 from .transport import QuicResources, make_transport
-from .versions import VersionChoice
+from .versions import UNANSWERED, VersionChoice
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ class Link:
             return await self._hold(session)
         except BridgeError as error:
             session.fail(error)
-            unanswered = self._began is None and session.asked and error.code is ErrorCode.CLOSED_BY_BROKER
+            unanswered = self._began is None and session.asked and error.code in UNANSWERED
             self._try_at_once = version.failed(error, unanswered=unanswered) or (
                 self._presence is not None and self._presence.refused(error)
             )

@@ -5,16 +5,20 @@ from typing import Final
 from .errors import BridgeError, ErrorCode
 from .paho_client import MQTT_3_1_1, MQTT_5
 
+UNANSWERED: Final = frozenset({ErrorCode.CLOSED_BY_BROKER, ErrorCode.NO_CONNACK})
+"""What becomes of a CONNECT that a broker does not understand and does not refuse in words."""
+
 _GUESS_EVERY: Final = 3
-"""Of so many connections in a row that a broker closed without answering CONNECT, the last is tried with MQTT 3.1.1."""
+"""Of so many connections in a row in which a broker did not answer CONNECT, the last is tried with MQTT 3.1.1."""
 
 
 class VersionChoice:
     """What one broker was found to speak.
 
     Some brokers say that they do not speak MQTT 5 (reason 0x84, or 1 from a 3.1.1 broker). Some just close the
-    connection, but so does a broker, or a proxy in front of it, that is being restarted: then 3.1.1 is tried now and
-    then, and a session got in that way does not commit us, as one without MQTT 5 does less.
+    connection, but so does a broker, or a proxy in front of it, that is being restarted. Some say nothing at all: amqtt
+    takes the properties for the client identifier and waits for the rest of it. So does a broker that hangs. Then 3.1.1
+    is tried now and then, and a session got in that way does not commit us, as one without MQTT 5 does less.
 
     With 3.1.1 the bridge bit (0x80 in the protocol level, as in mosquitto's try_private) asks for what MQTT 5 has as No
     Local and Retain As Published. mosquitto and EMQX take it; strict brokers refuse the CONNECT, and are asked without.
@@ -43,7 +47,7 @@ class VersionChoice:
     def failed(self, error: BridgeError, *, unanswered: bool) -> bool:
         """Note what the broker says of the version; True: try another one at once.
 
-        `unanswered`: it closed the connection without a word after CONNECT.
+        `unanswered`: it said nothing after CONNECT, see UNANSWERED.
         """
         refused = error.code is ErrorCode.PROTOCOL_VERSION
         if self.bridge_bit and (refused or unanswered):
