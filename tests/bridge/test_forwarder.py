@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+import time
 
 import pytest
 
 from custom_components.quic_bridge.bridge.bridge import Bridge
 from custom_components.quic_bridge.bridge.config import BackoffConfig, BridgeConfig, BrokerConfig
-from custom_components.quic_bridge.bridge.routes import Direction, RetainMode, Route
-from custom_components.quic_bridge.bridge.status import BridgeState, BridgeStatus, DropReason
+from custom_components.quic_bridge.bridge.routes import Direction, Qos0Policy, RetainMode, Route
+from custom_components.quic_bridge.bridge.status import BridgeState, BridgeStatus, DropReason, LinkState
 
 from ..support.packets import PacketType, Properties, Property, Publish, decode_subscribe, encode_suback
 from ..support.processes import wait_until
@@ -27,7 +28,7 @@ class Scene:
         self.local_broker = local
         self.remote_broker = remote
         self.statuses: list[BridgeStatus] = []
-        self.routes = (
+        self.routes: tuple[Route, ...] = (
             Route(id="1", direction=Direction.BOTH, topic_filter="t/#"),
             Route(id="2", direction=Direction.BOTH, topic_filter="low/#", max_qos=1),
             Route(id="3", direction=Direction.BOTH, topic_filter="zero/#", max_qos=0),
@@ -64,6 +65,12 @@ class Scene:
     async def forwarded(self, number: int) -> None:
         """Wait until so many messages went out."""
         await wait_until(lambda: self.bridge.status.outbound.forwarded >= number, what="forwarded")
+
+
+def let_pass(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Put the wall clock forward."""
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + seconds)
 
 
 @pytest.fixture
@@ -304,6 +311,55 @@ async def test_a_source_that_reuses_the_identifier_of_an_expired_message(scene: 
     await local.expect(PUBACK, 1)
 
 
+async def test_a_message_that_the_target_may_have_is_finished_however_long_it_waited(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would hold one of the target's places for ever; mosquitto has twenty."""
+    scene.routes = (
+        Route(id="1", direction=Direction.TO_REMOTE, topic_filter="t/#", max_age=60.0),
+        Route(id="2", direction=Direction.BOTH, topic_filter="barrier"),
+    )
+    scene.bridge = scene.make_bridge()
+    await scene.bridge.start()
+    local = await scene.local_broker.session()
+    for mid, qos in ((1, 2), (2, 1)):
+        local.publish("t/a", b"waits", qos=qos, mid=mid)
+    await wait_until(lambda: scene.bridge.status.outbound.waiting == 2, what="waiting")
+    remote = await scene.remote_broker.session()
+    for _ in range(2):
+        await remote.receive_publish()
+    await remote.close()
+    await wait_until(lambda: scene.bridge.status.remote.state is not LinkState.CONNECTED, what="lost")
+    let_pass(monkeypatch, 61.0)
+    remote = await scene.remote_broker.session(session_present=True)
+    again = await remote.receive_publish()
+    assert (again.packet_id, again.qos) == (1, 2)
+    remote.ack(PUBREC, 1)
+    await local.expect(PUBACK, 2)
+    await local.expect(PUBREC, 1)
+    assert scene.bridge.status.outbound.dropped == {DropReason.EXPIRED: 1}
+
+
+async def test_the_latest_of_a_topic_waits_for_as_long_as_it_may_itself(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.routes = (
+        Route(id="1", direction=Direction.TO_LOCAL, topic_filter="t/#", max_age=60.0, qos_0=Qos0Policy.LATEST),
+        Route(id="2", direction=Direction.BOTH, topic_filter="barrier"),
+    )
+    scene.bridge = scene.make_bridge()
+    await scene.bridge.start()
+    remote = await scene.remote_broker.session()
+    remote.publish("t/a", b"old", qos=0)
+    await wait_until(lambda: scene.bridge.status.inbound.waiting == 1, what="waiting")
+    let_pass(monkeypatch, 40.0)
+    remote.publish("t/a", b"new", qos=0)
+    await wait_until(lambda: DropReason.REPLACED in scene.bridge.status.inbound.dropped, what="replaced")
+    let_pass(monkeypatch, 40.0)
+    local = await scene.local_broker.session()
+    assert (await local.receive_publish()).payload == b"new"
+
+
 async def test_a_restart_between_pubrec_and_pubrel(scene: Scene) -> None:
     local, remote = await scene.connect()
     local.publish("t/a", b"1", qos=2, mid=6)
@@ -319,6 +375,30 @@ async def test_a_restart_between_pubrec_and_pubrel(scene: Scene) -> None:
     await remote.expect(PUBREL, 6)
     remote.ack(PUBCOMP, 6)
     await local.expect(PUBCOMP, 6)
+
+
+async def test_a_message_whose_route_went_does_not_keep_a_place_at_the_target(scene: Scene) -> None:
+    local, remote = await scene.connect()
+    local.publish("t/a", b"1", qos=2, mid=6)
+    await remote.receive_publish()
+    await scene.bridge.stop()
+    scene.routes = (Route(id="4", direction=Direction.BOTH, topic_filter="barrier"),)
+    scene.bridge = scene.make_bridge()
+    await scene.bridge.start()
+    local = await scene.local_broker.session(session_present=True)
+    local.publish("t/a", b"1", qos=2, mid=6, dup=True)
+    local.publish("t/a", b"2", qos=2, mid=7)
+    await local.expect(PUBREC, 6)
+    await local.expect(PUBREC, 7)
+    remote = await scene.remote_broker.session(session_present=True)
+    for mid in (6, 7):
+        local.ack(PUBREL, mid)
+    await local.expect(PUBCOMP, 7)
+    await remote.expect(PUBREL, 6)
+    remote.ack(PUBCOMP, 6)
+    await local.expect(PUBCOMP, 6)
+    outbound = scene.bridge.status.outbound
+    assert (outbound.forwarded, outbound.waiting, outbound.dropped) == (0, 0, {DropReason.NO_ROUTE: 2})
 
 
 async def test_a_restart_between_pubrec_and_pubrel_with_the_targets_session_lost(scene: Scene) -> None:

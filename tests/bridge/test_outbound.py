@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+import time
 
 import pytest
 
@@ -10,7 +11,7 @@ from custom_components.quic_bridge.bridge.config import BackoffConfig, BridgeCon
 from custom_components.quic_bridge.bridge.routes import Direction, Priority, Route
 from custom_components.quic_bridge.bridge.status import BridgeState, DropReason
 
-from ..support.packets import PacketType, Publish
+from ..support.packets import PacketType, Properties, Property, Publish
 from ..support.processes import wait_until
 from ..support.scripted_broker import ScriptedBroker, ScriptedConnection
 
@@ -145,6 +146,67 @@ async def test_a_released_message_is_never_published_again(scene: Scene) -> None
     await remote.expect(PUBREL, message.packet_id)
     remote.ack(PUBCOMP, message.packet_id, 0x92)
     await wait_until(lambda: not scene.bridge.status.outbound.waiting)
+
+
+async def test_a_message_on_disk_whose_route_went_does_not_keep_a_place_at_the_remote(scene: Scene) -> None:
+    local, remote = await scene.connect()
+    local.publish("t/a", b"1", qos=2, mid=11)
+    await remote.receive_publish()
+    await scene.outage(remote)
+    await local.expect(PUBREC, 11)
+    scene.routes = (Route(id="2", direction=Direction.BOTH, topic_filter="barrier"),)
+    await scene.restart()
+    remote = await scene.remote_back()
+    await remote.expect(PUBREL, 11)
+    remote.ack(PUBCOMP, 11)
+    await wait_until(lambda: scene.stored() == 0 and not scene.bridge.status.outbound.waiting)
+    assert scene.bridge.status.outbound.dropped == {DropReason.NO_ROUTE: 1}
+
+
+async def test_a_remote_of_3_1_1_is_not_sent_more_than_it_has_places_for(scene: Scene) -> None:
+    """It may hold messages from before our restart, and cannot say that it has no place for another."""
+
+    async def remote_back() -> ScriptedConnection:
+        await (await scene.remote_broker.accept()).handshake(code=0x84)
+        return await scene.remote_back()
+
+    await scene.bridge.start()
+    local = await scene.local_broker.session(session_present=True)
+    remote = await remote_back()
+    for mid in (11, 12):
+        local.publish("t/a", b"%d" % mid, qos=2, mid=mid)
+        assert (await remote.receive_publish()).packet_id == mid
+    await scene.outage(remote)
+    for mid in (11, 12):
+        await local.expect(PUBREC, mid)
+    await scene.restart()
+    remote = await remote_back()
+    for mid in (11, 12):
+        assert (await remote.receive_publish()).packet_id == mid
+        remote.ack(PUBREC, mid)
+        await remote.expect(PUBREL, mid)  # not the other PUBLISH
+        remote.ack(PUBCOMP, mid)
+
+
+async def test_what_falls_on_disk_and_in_memory_is_counted_together(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local, remote = await scene.connect()
+    await scene.outage(remote)
+    began = time.time()
+    for mid, expiry in ((1, 1), (2, 100), (3, 100)):
+        properties: Properties = {Property.MESSAGE_EXPIRY: expiry}
+        local.send(Publish(topic="t/a", qos=1, packet_id=mid, properties=properties).encode())
+        await local.expect(PUBACK, mid)
+    await wait_until(lambda: time.time() > began + 1.5)
+    remote = await scene.remote_broker.session(session_present=True, properties={Property.RECEIVE_MAXIMUM: 1})
+    second = await remote.receive_publish()
+    await wait_until(lambda: scene.stored() == 2, what="the first one dropped from the file")
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 200)
+    remote.ack(PUBACK, second.packet_id)
+    await wait_until(lambda: not scene.bridge.status.outbound.waiting, what="the third one dropped from memory")
+    assert scene.bridge.status.outbound.dropped == {DropReason.EXPIRED: 2}
 
 
 async def test_receipts_survive_a_restart(scene: Scene) -> None:

@@ -127,8 +127,19 @@ class Message:
 
     @property
     def expired(self) -> bool:
-        """Whether its Message Expiry Interval is over."""
-        return self.expires_at is not None and self.expires_at <= time.time()
+        """Whether it has waited for too long to be sent.
+
+        Never for a QoS 2 message that the target may have: it would keep one of the target's places for ever, and with
+        all of these held, brokers end each connection.
+        """
+        if self.expires_at is None or self.expires_at > time.time():
+            return False
+        return self.source_qos != 2 or not (self.again or (self.expected and self.row is None))
+
+    @property
+    def from_before(self) -> bool:
+        """Whether it is a QoS 2 message of the Outbox of which the target may have the PUBLISH already."""
+        return self.row is not None and self.again and self.source_qos == 2 and bool(self.packet)
 
     def stored(self) -> bytes:
         """Encode the packet for the Outbox: MQTT 5 whatever the source speaks, and without DUP.
@@ -148,7 +159,8 @@ class InFlight:
     def __init__(self) -> None:
         """Begin with none."""
         self._messages: dict[int, Message] = {}
-        self._qos_2 = 0
+        self.qos_2 = 0
+        """How many of them are of QoS 2."""
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -172,13 +184,13 @@ class InFlight:
         """Note that a message was sent; its `qos` is final by now."""
         self.remove(message.mid)
         self._messages[message.mid] = message
-        self._qos_2 += message.qos == 2
+        self.qos_2 += message.qos == 2
 
     def remove(self, mid: int) -> None:
         """Forget a message, if it is here."""
         message = self._messages.pop(mid, None)
         if message is not None:
-            self._qos_2 -= message.qos == 2
+            self.qos_2 -= message.qos == 2
             if message.stream is not None:
                 message.stream.settled(message)
 
@@ -191,7 +203,7 @@ class InFlight:
         """
         if len(self._messages) >= window:
             return False
-        return qos != 2 or self._qos_2 < max(1, window - 1)
+        return qos != 2 or self.qos_2 < max(1, window - 1)
 
 
 def encode(target: MqttSession, message: Message, router: Router, marker: PathMarker, first: int, qos: int) -> bytes:

@@ -1,7 +1,7 @@
 """Messages to the remote: as the Sender, and an Outbox that takes over while the remote is away."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Final, override
 
@@ -65,7 +65,7 @@ class OutboundSender(Sender, SpoolOwner):
             forwarded=status.forwarded,
             bytes=status.bytes,
             waiting=status.waiting + self._spool.waiting,
-            dropped=status.dropped | self._spool.dropped,
+            dropped=dict(Counter(status.dropped) + Counter(self._spool.dropped)),
         )
 
     @property
@@ -169,13 +169,13 @@ class OutboundSender(Sender, SpoolOwner):
     # --- what the brokers say -----------------------------------------------------------------------------------------
 
     @override
-    def take_release(self, message: Message) -> None:
-        if self._spool.has_receipt(message.mid) or self._spool.has_row(message.mid):
-            # We took the message over. Released now, it would be delivered before its row is sent, and then once more:
-            # the target would not know the identifier any longer.
-            message.stage = Stage.DONE
-        else:
-            super().take_release(message)
+    def _is_taken(self, message: Message) -> bool:
+        # A message that we took over has its row. Released before that is sent, it would be delivered, and then once
+        # more: the target would not know the identifier any longer.
+        mid = message.mid
+        return super()._is_taken(message) or (
+            message.row is None and (self._spool.has_receipt(mid) or self._spool.has_row(mid))
+        )
 
     @override
     def remove_receipt(self, mid: int) -> bool:

@@ -14,7 +14,7 @@ from . import codec
 from .data_streams import DataStream, DataStreams, StreamOwner
 from .errors import BridgeError, ErrorCode
 from .guard import LoopError, LoopGuard, PathMarker
-from .message import InFlight, Message, Stage, encode
+from .message import InFlight, Message, Stage, encode, next_number
 from .reasons import reason_text
 from .routes import Direction, Qos0Policy, Route, Router
 from .session import AckReceiver, MqttSession
@@ -91,6 +91,8 @@ class Sender(AckReceiver, StreamOwner):
         self._queue: deque[Message] = deque()
         self._queued_bytes = 0
         self._data_streams = DataStreams(self)
+        self._held_from: int | None = None
+        """Messages from this number on wait until all before them are through: routes got other streams."""
         self._over_quota = False
         self._pause: asyncio.TimerHandle | None = None
         self._strikes = 0
@@ -109,6 +111,8 @@ class Sender(AckReceiver, StreamOwner):
 
     def reroute(self, router: Router) -> None:
         """Follow other routes from the next message on."""
+        if router.streams != self._router.streams:
+            self._held_from = next_number()
         self._router = router
 
     @property
@@ -140,8 +144,8 @@ class Sender(AckReceiver, StreamOwner):
 
     def take_release(self, message: Message) -> None:
         """Take a QoS 2 message of which only the source's PUBREL is known, as we were restarted since its PUBLISH."""
-        if message.mid in self._flying:
-            message.stage = Stage.DONE  # an orphan has the identifier, and is released in its time
+        if self._is_taken(message):
+            message.stage = Stage.DONE  # the other one is released in its time
         elif self._target is not None and message.mid in self._target.reserved:
             message.stage = Stage.QUEUED
             self._enqueue(message)  # until the message of our own that has the identifier is through
@@ -155,9 +159,12 @@ class Sender(AckReceiver, StreamOwner):
 
     def drop(self, message: Message, reason: DropReason, detail: str) -> None:
         """Give a message up, and count it."""
+        self._count_drop(reason, detail)
+        self._finish(message)
+
+    def _count_drop(self, reason: DropReason, detail: str) -> None:
         self._dropped[reason] = self._dropped.get(reason, 0) + 1
         self._on_drop(reason, detail)
-        self._finish(message)
 
     def source_session_lost(self) -> None:
         """Hear that the source has forgotten its packet identifiers."""
@@ -200,7 +207,8 @@ class Sender(AckReceiver, StreamOwner):
 
     def _forward_qos_0(self, message: Message, route: Route) -> None:
         target = self._target
-        if route.qos_0 is not Qos0Policy.DROP and (target is None or self._has_backlog):
+        away = target is None or self._has_backlog
+        if (away and route.qos_0 is not Qos0Policy.DROP) or self._has_earlier_qos_0(message):
             self._keep_qos_0(message, route.qos_0)
         elif target is None:
             self.drop(message, DropReason.DISCONNECTED, "QoS 0")
@@ -210,25 +218,40 @@ class Sender(AckReceiver, StreamOwner):
         else:
             self._write(target, message, 0)
 
+    def _has_earlier_qos_0(self, message: Message) -> bool:
+        """Whether a QoS 0 message of its topic waits that it must not pass, although the target is back."""
+        return any(not item.mid and item.topic == message.topic for item in self._queue)
+
     def _keep_qos_0(self, message: Message, policy: Qos0Policy) -> None:
         """Let a QoS 0 message wait for the target, as its route wants."""
-        waiting = [item for item in self._queue if not item.mid]
+        waiting = [(place, item) for place, item in enumerate(self._queue) if not item.mid]
         if policy is Qos0Policy.LATEST:
-            for item in waiting:
+            for place, item in waiting:
                 if item.topic == message.topic:
-                    self._queued_bytes += len(message.packet) - len(item.packet)
-                    item.first, item.header, item.packet = message.first, message.header, message.packet
-                    self.drop(message, DropReason.REPLACED, "QoS 0")
+                    self._replace(place, message)
                     return
         if len(waiting) >= _MAX_QUEUED_QOS_0:
             self.drop(message, DropReason.CONGESTED, "QoS 0")
         else:
             self._enqueue(message)
 
+    def _replace(self, place: int, new: Message) -> None:
+        """Let a QoS 0 message wait in the place of an earlier one of its topic, for as long as it may itself."""
+        try:
+            new.wait()
+        except codec.MalformedPacketError as error:
+            self.drop(new, DropReason.REJECTED, str(error))
+            return
+        old = self._queue[place]
+        new.number = old.number
+        self._queue[place] = new
+        self._queued_bytes += len(new.packet) - len(old.packet)
+        self.drop(old, DropReason.REPLACED, "QoS 0")
+
     def _try_to_send(self, message: Message) -> bool:
         """Write a message to the target, or leave it to its route's own stream; False: not now."""
         target = self._target
-        if target is None or self._pause is not None or self._must_wait(message):
+        if target is None or self._pause is not None or self._must_wait(message) or self._is_held(message):
             return False
         if (stream := self._own_stream(message)) is not None:
             stream.take(message)
@@ -247,13 +270,31 @@ class Sender(AckReceiver, StreamOwner):
             self._write(target, message, message.qos_at(target, route))
         return True
 
+    def _is_held(self, message: Message) -> bool:
+        """Whether messages are under way on other streams than those that their topics go over now.
+
+        QoS 2 never is: it has but one.
+        """
+        if self._held_from is None or message.number < self._held_from:
+            return False
+        if self._data_streams.waiting or any(
+            item.qos == 1 and item.number < self._held_from for item in self._flying
+        ):
+            return True
+        self._held_from = None
+        return False
+
     def _has_place(self, target: MqttSession, message: Message) -> bool:
         """Whether the target's window has a place for a message, and its packet identifier is free there."""
         window = target.window if self._strikes < _STRIKES else 1
         mid = message.mid
-        return (
-            self._flying.has_room(window, message.source_qos) and mid not in self._flying and mid not in target.reserved
-        )
+        if mid in self._flying or mid in target.reserved:
+            return False
+        if message.from_before and not target.v5 and self._flying.qos_2:
+            # A broker of MQTT 3.1.1 that has no place for a QoS 2 message cannot say so: mosquitto answers PUBREC and
+            # forgets it. It may hold a window of messages, less one, of which we know nothing since our restart.
+            return False
+        return self._flying.has_room(window, message.source_qos)
 
     def _own_stream(self, message: Message) -> DataStream | None:
         """Return the stream of the message's route, if it has one that can carry it."""
@@ -333,8 +374,14 @@ class Sender(AckReceiver, StreamOwner):
     def _pump(self) -> None:
         """Send what waits, in order, as far as the target lets us."""
         queue = self._queue
-        while queue and self._try_to_send(queue[0]):
-            self._queued_bytes -= len(queue.popleft().packet)
+        if self._held_from is not None:
+            self._data_streams.pump()  # for which others may wait
+        while queue:
+            size = len(queue[0].packet)
+            if not self._try_to_send(queue[0]):
+                break
+            del queue[0]
+            self._queued_bytes -= size
         self._data_streams.pump()
         if self._owner.paused:
             self.throttle()
@@ -515,10 +562,21 @@ class Sender(AckReceiver, StreamOwner):
         self._finish(message)
 
     def _drop_unrouted(self, message: Message) -> None:
-        if message.plan.excluded:
-            self._finish(message)  # as its route wants: no loss to tell of
+        may_be_there = message.source_qos == 2 and (message.again or message.expected)
+        if not message.plan.excluded:  # else as its route wants: no loss to tell of
+            self._count_drop(DropReason.NO_ROUTE, message.topic)
+        if not may_be_there or self._is_taken(message):
+            self._finish(message)
+            return
+        # Its route went while it was under way. The target may have it, and would keep a place for it for ever.
+        message.packet = b""
+        message.qos = 2
+        self._flying.add(message)
+        if message.released or not (message.owed or message.row is not None):
+            self._release(message)
         else:
-            self.drop(message, DropReason.NO_ROUTE, message.topic)
+            message.stage = Stage.RECEIVED
+            self._pass_on_received(message)
 
     def _finish(self, message: Message) -> None:
         """Have done with a message that was delivered or dropped."""
@@ -534,3 +592,7 @@ class Sender(AckReceiver, StreamOwner):
     def _must_wait(self, _message: Message) -> bool:
         """Whether a message must not be sent although the target would take it."""
         return False
+
+    def _is_taken(self, message: Message) -> bool:
+        """Whether another message has its packet identifier at the target, or it is known there already."""
+        return message.mid in self._flying
