@@ -1,11 +1,12 @@
 """Runs the bridge for as long as one wants through everything that can go wrong, and says whether it lost anything.
 
-    scripts/soak [--minutes N] [--seed S] [--round N] [--rate N] [--keep]
+    scripts/soak [--minutes N] [--seed S] [--round N] [--rate N] [--steady] [--keep]
 
 Numbered messages of QoS 0, 1 and 2 cross both ways between two real brokers over real QUIC, while a seeded generator
-kills, stops, freezes and disturbs everything: the QUIC front, the network, both brokers, the bridge's process. After
-each round it checks: nothing of QoS 1 and 2 lost, nothing of QoS 2 or 0 twice, everything in order, and no task,
-socket, timer, thread or memory left over. Exit code 0: nothing was wrong.
+kills, stops, freezes and disturbs everything: the QUIC front, the network, both brokers, the bridge's process, its disk
+and its routes. After each round it checks: nothing of QoS 1 and 2 lost, but what fell over a bound and was counted;
+nothing of QoS 2 or 0 twice, everything in order, and no task, socket, timer, thread or memory left over. Exit code 0:
+nothing was wrong.
 """
 
 import argparse
@@ -18,7 +19,8 @@ import sys
 import tempfile
 import time
 
-from .driver import Soak, Verdict
+from .driver import Soak
+from .judge import Verdict
 
 
 def _say(text: str) -> None:
@@ -32,7 +34,7 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> Verdict:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    soak = Soak(folder, arguments.seed, _say, rate=arguments.rate)
+    soak = Soak(folder, arguments.seed, _say, rate=arguments.rate, steady=arguments.steady)
     try:
         return await soak.run(arguments.minutes * 60, arguments.round_seconds, arguments.round)
     except asyncio.CancelledError:
@@ -48,6 +50,7 @@ def main() -> int:
     parser.add_argument("--round", type=int, default=0, help="number of the first round, to repeat one (0)")
     parser.add_argument("--round-seconds", type=float, default=30.0, help="length of a round (30)")
     parser.add_argument("--rate", type=float, default=200.0, help="messages a second in all (200)")
+    parser.add_argument("--steady", action="store_true", help="one process of the bridge, which is never restarted")
     parser.add_argument("--keep", action="store_true", help="keep the folder with the logs also when all is well")
     arguments = parser.parse_args()
     if arguments.seed is None:
@@ -66,6 +69,7 @@ def main() -> int:
         f"\n{'GOOD' if verdict.good else 'BAD'}: seed {arguments.seed}, {verdict.rounds} rounds, "
         f"{verdict.faults} faults; {verdict.published} messages published, {verdict.arrived} arrived, "
         f"{verdict.unasked} of QoS 0 dropped while a broker was away, {verdict.repeats} repeated with QoS 1, "
+        f"{verdict.fallen} fallen over a bound and counted, {verdict.unproven} more with a bridge that was killed, "
         f"{verdict.forgiven} that a broker itself sent twice or too late"
     )
     for problem in verdict.problems:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from random import Random
 
 from ..support.faults import refuse_connect, swallow
@@ -18,31 +17,6 @@ _CATCH_UP = 0.5
 
 type Fault = Callable[[World, Random], Awaitable[str]]
 """Does something bad for a while; returns what it did, in words."""
-
-
-@dataclass(slots=True)
-class Episode:
-    """A fault that happened."""
-
-    name: str
-    begin: float
-    end: float | None = None
-    detail: str = ""
-
-
-@dataclass(slots=True)
-class Chronicle:
-    """All faults of a round."""
-
-    episodes: list[Episode] = field(default_factory=list)
-
-    def around(self, begin: float, end: float, margin: float = 2.0) -> list[Episode]:
-        """Return those that were going on within `margin` seconds of a time."""
-        return [
-            item
-            for item in self.episodes
-            if item.begin <= end + margin and (item.end is None or item.end >= begin - margin)
-        ]
 
 
 def duration(random: Random) -> float:
@@ -272,6 +246,19 @@ async def bridge_reloaded(world: World, random: Random) -> str:
     return f"stopped within {seconds:.2f} s"
 
 
+async def disk_filled(world: World, random: Random) -> str:
+    """Fill the disk that the Outbox is on."""
+    if not world.disk.mounted:
+        return "it has no disk of its own"
+    seconds = 2 * duration(random)
+    await asyncio.to_thread(world.disk.fill)
+    try:
+        await world.rest(seconds)
+    finally:
+        world.disk.free()
+    return f"for {seconds:.2f} s"
+
+
 CONNECTION: Sequence[Fault] = (
     *map(on_connection, (connection_finished, connection_kicked, connection_disconnected)),
     *map(on_connection, (connection_reset, connection_closed, data_stream_ended)),
@@ -289,26 +276,5 @@ NETWORK: Sequence[Fault] = (
 REMOTE: Sequence[Fault] = (remote_restarted, remote_frozen)
 LOCAL: Sequence[Fault] = (local_restarted, local_frozen)
 BRIDGE: Sequence[Fault] = (bridge_killed, bridge_killed, bridge_reloaded)
-LANES = {"connection": CONNECTION, "network": NETWORK, "remote": REMOTE, "local": LOCAL, "bridge": BRIDGE}
-"""Faults of one lane come one after the other, those of different lanes at any time: so they combine freely."""
-
-
-async def run_lane(
-    world: World,
-    faults: Sequence[Fault],
-    random: Random,
-    pause: float,
-    chronicle: Chronicle,
-    say: Callable[[str], None],
-) -> None:
-    """Keep faults coming, about `pause` seconds apart, until the round ends and the last one is mended."""
-    while not world.mending.is_set():
-        await world.rest(random.expovariate(1 / pause))
-        fault = random.choice(faults)
-        if world.mending.is_set():
-            break
-        episode = Episode(fault.__name__.replace("_", " "), world.now())
-        chronicle.episodes.append(episode)
-        episode.detail = await fault(world, random)
-        episode.end = world.now()
-        say(f"{episode.begin:9.2f} .. {episode.end:8.2f}  {episode.name}: {episode.detail}")
+RELOADS: Sequence[Fault] = (bridge_reloaded,)
+DISK: Sequence[Fault] = (disk_filled,)

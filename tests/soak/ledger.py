@@ -40,13 +40,20 @@ class Problem:
 class Stream:
     """The messages of one topic and QoS from one broker to the other."""
 
-    def __init__(self, topic: str, qos: int) -> None:
+    def __init__(self, topic: str, qos: int, *, may_fall: bool = False) -> None:
         self.topic = topic
         self.qos = qos
+        self.may_fall = may_fall
+        """The bridge may drop some, as long as it counts them: its route or the Outbox has bounds."""
         self._times = array("d")
         self._copies = bytearray()
         self._doubtful: set[int] = set()
         """Published, but the publisher's broker went before it acknowledged: they may arrive or not."""
+        self._unrouted: set[int] = set()
+        """Published while their route was away, or under way when it went: they may arrive or not."""
+        self._routed = True
+        self._routed_from: int | None = None
+        """The route is back; the first of these numbers that arrives says that the broker knows it."""
         self._open = 0
         """Numbers from here on are not acknowledged yet."""
         self._complete = 0
@@ -60,6 +67,10 @@ class Stream:
         self.repeats = 0
         self.unasked = 0
         """QoS 0 messages that did not arrive, as they may."""
+        self.fallen = 0
+        """Messages that did not arrive, where they may fall."""
+        self.uncertain = 0
+        """Messages that did not arrive, of which nobody knows whether they should."""
 
     @property
     def published(self) -> int:
@@ -71,6 +82,8 @@ class Stream:
         numbers = range(len(self._times), len(self._times) + count)
         self._times.extend([now] * count)
         self._copies.extend(bytes(count))
+        if not self.certain:
+            self._unrouted.update(numbers)
         return numbers
 
     def settle(self, numbers: range, *, acknowledged: bool) -> None:
@@ -78,6 +91,20 @@ class Stream:
         self._open = numbers.stop
         if not acknowledged:
             self._doubtful.update(numbers)
+
+    @property
+    def certain(self) -> bool:
+        """Whether it is known that what is published now must arrive."""
+        return self._routed and self._routed_from is None
+
+    def route_goes(self) -> None:
+        """Take note that the route will be away from now on."""
+        self._routed, self._routed_from = False, None
+        self._unrouted.update(number for number in range(self._complete, self.published) if not self._copies[number])
+
+    def route_is_back(self) -> None:
+        """Take note that the bridge follows the route again, though the broker may still be away."""
+        self._routed, self._routed_from = True, self.published
 
     def arrive(self, data: bytes) -> None:
         """Take note of a message that came out at the other end."""
@@ -96,19 +123,22 @@ class Stream:
             if number < self._highest:
                 self._unordered.append(number)
             self._highest = max(self._highest, number)
+            if self._routed_from is not None and number >= self._routed_from:
+                self._unrouted.difference_update(range(number + 1, self.published))
+                self._routed_from = None
         self._copies[number] = min(copies + 1, _COPIES_COUNTED)
 
     def _missing(self) -> Iterator[int]:
         number = self._copies.find(0, self._complete)
         while 0 <= number < self._open:
-            if number not in self._doubtful:
+            if number not in self._doubtful and number not in self._unrouted:
                 yield number
             number = self._copies.find(0, number + 1)
 
     @property
     def complete(self) -> bool:
         """Whether everything that must arrive has arrived."""
-        if not self.qos:
+        if not self.qos or self.may_fall:
             return True
         first = next(self._missing(), None)
         self._complete = self._open if first is None else first
@@ -118,8 +148,11 @@ class Stream:
         """Say what is wrong, now that everything is over that was under way; the next call tells only what is new."""
         found: list[Problem] = []
         missing = list(self._missing())
+        self.uncertain += self._copies.count(0, self._complete, self._open) - len(missing)
         self._complete = self._open
-        if self.qos:
+        if self.qos and self.may_fall:
+            self.fallen += len(missing)
+        elif self.qos:
             found += self._runs("lost", missing)
         else:
             self.unasked += len(missing)
@@ -136,3 +169,23 @@ class Stream:
         for _, group in groupby(enumerate(sorted(numbers)), lambda item: item[1] - item[0]):
             run = [number for _, number in group]
             yield Problem(self.topic, what, run[0], run[-1], self._times[run[0]], self._times[run[-1]])
+
+
+class Mirror:
+    """A topic that is bridged both ways, where it is published: a message that comes twice there went round."""
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        self._seen: set[int] = set()
+        self._twice: set[int] = set()
+
+    def arrive(self, data: bytes) -> None:
+        """Take note of a message as its own broker delivers it."""
+        number = number_of(data)
+        (self._twice if number in self._seen else self._seen).add(number)
+
+    def problems(self) -> list[Problem]:
+        """Say what came twice since the last call."""
+        found = [Problem(self.topic, COPIED, number, number, 0.0, 0.0) for number in sorted(self._twice)]
+        self._twice.clear()
+        return found

@@ -1,18 +1,18 @@
 """Publishers and the subscribers at the other end, all of which come back when their broker does."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 from ..support.client import Client, ClientError
 from ..support.mosquitto import Mosquitto
-from .ledger import Stream, payload
+from .ledger import Mirror, Stream, payload
 
 _BURST_TIMEOUT = 20.0
 _AGAIN = 0.1
 _MOST = 100
-_LARGE = 0.02
-_LARGEST = 40_000
+_SIZES = ((300, 0.979), (40_000, 0.02), (1024 * 1024, 0.001))
+"""Largest payload, and how often one is up to that."""
 
 
 class Publisher:
@@ -64,7 +64,8 @@ class Publisher:
             except ClientError, OSError, TimeoutError:
                 await self._hang_up()
         numbers = stream.publish(size, self._clock())
-        sizes = [self._random.randint(8, _LARGEST if self._random.random() < _LARGE else 300) for _ in numbers]
+        largest = self._random.choices([size for size, _ in _SIZES], [share for _, share in _SIZES], k=size)
+        sizes = [self._random.randint(8, most) for most in largest]
         acknowledged = False
         try:
             await client.burst(
@@ -88,9 +89,9 @@ class Publisher:
 class Subscriber:
     """Takes everything that arrives at a broker, in a session that outlives the broker's restarts."""
 
-    def __init__(self, broker: Mosquitto, topic_filter: str, streams: Mapping[str, Stream]) -> None:
+    def __init__(self, broker: Mosquitto, topic_filters: Sequence[str], streams: Mapping[str, Stream | Mirror]) -> None:
         self._client = Client(broker.host, broker.port, client_id="subscriber", clean=False)
-        self._topic_filter = topic_filter
+        self._topic_filters = topic_filters
         self._streams = streams
         self.unknown: list[str] = []
         """Topics that nobody published."""
@@ -105,10 +106,10 @@ class Subscriber:
                 try:
                     await client.connect()
                     if not self._subscribed:
-                        await client.subscribe(self._topic_filter, qos=2)
+                        await client.subscribe(*self._topic_filters, qos=2)
                         self._subscribed = True
                     elif client.connack is not None and not client.connack.session_present:
-                        raise RuntimeError(f"the broker lost the session of the subscriber to {self._topic_filter}")
+                        raise RuntimeError(f"the broker lost the session of the subscriber to {self._topic_filters}")
                     while client.connected:
                         self.take()
                         await asyncio.sleep(0.02)

@@ -1,7 +1,8 @@
 """The bridge as a process of its own, for kill -9: how it is told what to do, and what it says."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 import json
 from pathlib import Path
 import sys
@@ -11,6 +12,10 @@ from .front_process import REPOSITORY
 from .processes import START_TIMEOUT, Service, wait_until
 from .udp import Address
 
+type RouteSetting = tuple[str, str] | tuple[str, str, Mapping[str, object]]
+"""Direction (`to_remote`, `to_local`, `both`), topic filter, and what else a Route has; its `id`, if it is to keep it
+while others come and go."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeSettings:
@@ -19,10 +24,7 @@ class BridgeSettings:
     local: Address
     remote: Address
     ca_file: str
-    routes: tuple[tuple[str, str], ...]
-    """Direction (`to_remote`, `to_local`, `both`) and topic filter."""
-    own_streams: tuple[str, ...] = ()
-    """The filters of those routes that have a QUIC stream of their own."""
+    routes: Sequence[RouteSetting]
     transport: str = "quic"
     tls: bool = False
     """Encrypt TCP to the remote, too; QUIC always is."""
@@ -41,6 +43,8 @@ class BridgeSettings:
     outbox: str | None = None
     """File of the Outbox; None: without."""
     outbox_delay: float = 2.0
+    outbox_limits: Mapping[str, float | str] = field(default_factory=dict)
+    """Fields of OutboxLimits."""
     presence: Mapping[str, str | int] | None = None
     """PresenceConfig; None: without."""
     report_interval: float = 0.2
@@ -86,6 +90,8 @@ class BridgeLeft:
 class BridgeProcess(Service):
     """`python -m tests.support.bridge_program`. `settings` may be changed between a stop and the next start."""
 
+    takes_commands = True
+
     def __init__(self, folder: Path, settings: BridgeSettings, *, name: str = "bridge") -> None:
         super().__init__(name, folder / f"{name}.log")
         self.settings = settings
@@ -95,6 +101,8 @@ class BridgeProcess(Service):
         """What the last clean stop left behind; None: there was none since the last start."""
         self.trouble: list[str] = []
         """What was logged as an error, and exceptions that nobody caught."""
+        self._dropped = Counter[str]()
+        self._routes_given = self._routes_taken = 0
         self._read_to = 0
         self._started = False
 
@@ -102,11 +110,16 @@ class BridgeProcess(Service):
     async def start(self) -> None:
         """Start it and wait until the bridge runs, connected or not; raises RuntimeError when it does not."""
         self.read()
+        self._dropped = self.dropped
         self.report = self.left = None
         self._started = False
+        given = self._routes_given
         await self.spawn(
             [sys.executable, "-m", "tests.support.bridge_program", json.dumps(asdict(self.settings))], REPOSITORY
         )
+        self._routes_taken = given
+        if given != self._routes_given:
+            self._give_routes()
         try:
             await wait_until(lambda: not self.running or self.read(), START_TIMEOUT, "start of the bridge")
         except BaseException:
@@ -114,6 +127,28 @@ class BridgeProcess(Service):
             raise
         if not self._started:
             raise RuntimeError(f"{self.name} did not start:\n{self.log}")
+
+    async def change_routes(self, routes: Sequence[RouteSetting], timeout: float) -> None:  # noqa: ASYNC109
+        """Have it follow other routes, now or from the next start; returns when it does. Raises TimeoutError."""
+        self.settings = replace(self.settings, routes=routes)
+        self._routes_given += 1
+        given = self._routes_given
+        if self.running:
+            self._give_routes()
+
+        def followed() -> bool:
+            self.read()
+            return self._routes_taken >= given
+
+        await wait_until(followed, timeout, "change of routes")
+
+    def _give_routes(self) -> None:
+        self.command(f"{self._routes_given} {json.dumps(self.settings.routes)}")
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Messages that were dropped, by reason, over all starts; a kill takes the last report's interval with it."""
+        return self._dropped + Counter(self.report.dropped if self.report is not None else {})
 
     def read(self) -> bool:
         """Take what it has said since the last call; tell whether it has started."""
@@ -134,6 +169,8 @@ class BridgeProcess(Service):
         if kind == "report":
             self._started = True
             self.report = BridgeReport(**_tuples(json.loads(rest)))
+        elif kind == "routes":
+            self._routes_taken = max(self._routes_taken, int(rest))
         elif kind == "left":
             self.left = BridgeLeft(**_tuples(json.loads(rest)))
         elif kind in {"ERROR", "CRITICAL", "Traceback", "exception"}:
@@ -153,6 +190,4 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse_settings(text: str) -> BridgeSettings:
     """Read what `BridgeProcess` passes on the command line."""
-    values = _tuples(json.loads(text))
-    values["routes"] = tuple(tuple(route) for route in values["routes"])
-    return BridgeSettings(**values)
+    return BridgeSettings(**_tuples(json.loads(text)))

@@ -1,12 +1,14 @@
 """Runs one bridge until SIGTERM (a clean stop): `python -m tests.support.bridge_program SETTINGS`.
 
-On standard output, a word and JSON: `report` (a BridgeReport) and, last, `left` (a BridgeLeft). On standard error the
-log. See `bridge_process.py`.
+On standard input, lines of a number and routes as in the settings, which the bridge follows from then on. On standard
+output, a word and JSON: `report` (a BridgeReport), `routes` (the number, when they are followed) and, last, `left` (a
+BridgeLeft). On standard error the log. See `bridge_process.py`.
 """
 
 from . import without_home_assistant  # noqa: F401, I001 # before the bridge
 
 import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 import json
 import logging
@@ -29,14 +31,40 @@ from custom_components.quic_bridge.bridge.config import (
     TlsConfig,
     TransportKind,
 )
-from custom_components.quic_bridge.bridge.routes import Direction, Route
+from custom_components.quic_bridge.bridge.outbox_model import OutboxLimits, OutboxPolicy
+from custom_components.quic_bridge.bridge.routes import (
+    Direction,
+    Priority,
+    Qos0Policy,
+    RetainedAtConnect,
+    RetainMode,
+    Route,
+)
 from custom_components.quic_bridge.bridge.status import BridgeStatus
 
-from .bridge_process import BridgeLeft, BridgeReport, BridgeSettings, parse_settings
+from .bridge_process import BridgeLeft, BridgeReport, BridgeSettings, RouteSetting, parse_settings
 
 
 def _broker(address: tuple[str, int], settings: BridgeSettings, **others: object) -> BrokerConfig:
     return BrokerConfig(host=address[0], port=address[1], client_id="bridge", **settings.broker, **others)  # type: ignore[arg-type] # numbers
+
+
+_KINDS: Mapping[str, Callable[[str], object]] = {
+    "qos_0": Qos0Policy,
+    "priority": Priority,
+    "retain": RetainMode,
+    "retained": RetainedAtConnect,
+}
+
+
+def make_routes(settings: Sequence[RouteSetting]) -> tuple[Route, ...]:
+    """Make the routes that settings describe."""
+    return tuple(_make_route(str(number), *setting) for number, setting in enumerate(settings))
+
+
+def _make_route(number: str, direction: str, topic_filter: str, options: Mapping[str, object] | None = None) -> Route:
+    values = {name: _KINDS[name](str(value)) if name in _KINDS else value for name, value in (options or {}).items()}
+    return Route(**{"id": number, "direction": Direction(direction), "topic_filter": topic_filter} | values)  # type: ignore[arg-type] # as told
 
 
 def make_bridge(settings: BridgeSettings) -> Bridge:
@@ -51,18 +79,18 @@ def make_bridge(settings: BridgeSettings) -> Bridge:
     )
     outbox = None
     if settings.outbox is not None:
-        outbox = OutboxConfig(path=Path(settings.outbox), delay=settings.outbox_delay)
+        limits = {
+            name: OutboxPolicy(str(value)) if name == "policy" else value
+            for name, value in settings.outbox_limits.items()
+        }
+        outbox = OutboxConfig(
+            path=Path(settings.outbox),
+            delay=settings.outbox_delay,
+            limits=OutboxLimits(**limits),  # type: ignore[arg-type] # as told
+        )
     config = BridgeConfig(
         remote=remote,
-        routes=tuple(
-            Route(
-                id=str(number),
-                direction=Direction(direction),
-                topic_filter=topic_filter,
-                own_stream=topic_filter in settings.own_streams,
-            )
-            for number, (direction, topic_filter) in enumerate(settings.routes)
-        ),
+        routes=make_routes(settings.routes),
         backoff=BackoffConfig(**settings.backoff),
         failover=FailoverConfig(
             fallback=None
@@ -126,6 +154,38 @@ def _report(status: BridgeStatus) -> None:
     _say("report", report)
 
 
+class _Commands:
+    """Follows the routes that come on standard input, one change after the other."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+        self._text = b""
+        self._turn = asyncio.Lock()
+        self._tasks = set[asyncio.Task[None]]()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(0, self._read)
+
+    def _read(self) -> None:
+        data = os.read(0, 65_536)
+        if not data:
+            self._loop.remove_reader(0)
+        *lines, self._text = (self._text + data).split(b"\n")
+        for line in lines:
+            task = self._loop.create_task(self._follow(*line.decode().split(" ", 1)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _follow(self, number: str, routes: str) -> None:
+        async with self._turn:
+            await self._bridge.apply_routes(make_routes(json.loads(routes)))
+        print("routes", number, flush=True)
+
+    async def close(self) -> None:
+        """Take no more, and wait for what is under way."""
+        self._loop.remove_reader(0)
+        await asyncio.gather(*self._tasks)
+
+
 async def _serve(settings: BridgeSettings) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: print("exception", context, flush=True))
@@ -136,6 +196,7 @@ async def _serve(settings: BridgeSettings) -> None:
     timers = len(_timers())
     bridge = make_bridge(settings)
     await bridge.start()
+    commands = _Commands(bridge)
     while not ended.is_set():
         _report(bridge.status)
         try:
@@ -146,6 +207,8 @@ async def _serve(settings: BridgeSettings) -> None:
     began = loop.time()
     await bridge.stop()
     seconds = loop.time() - began
+    await commands.close()
+    _report(bridge.status)
     await asyncio.sleep(0)  # sockets that asyncio closes in the next turn
     _say(
         "left",

@@ -9,7 +9,8 @@ import signal
 import socket
 from typing import Self
 
-START_TIMEOUT = 10.0
+START_TIMEOUT = 60.0
+"""Seconds; as long as a busy machine may take."""
 STOP_TIMEOUT = 5.0
 _POLL = 0.01
 
