@@ -360,6 +360,28 @@ async def test_the_latest_of_a_topic_waits_for_as_long_as_it_may_itself(
     assert (await local.receive_publish()).payload == b"new"
 
 
+async def test_qos_0_that_waited_is_not_passed_by_later_ones(scene: Scene) -> None:
+    scene.routes = (
+        Route(id="1", direction=Direction.TO_REMOTE, topic_filter="t/#", qos_0=Qos0Policy.QUEUE),
+        Route(id="2", direction=Direction.BOTH, topic_filter="barrier"),
+    )
+    scene.bridge = scene.make_bridge()
+    await scene.bridge.start()
+    local = await scene.local_broker.session()
+    for mid in (1, 2):
+        local.publish("t/other", mid=mid)
+    local.publish("t/a", b"first", qos=0)
+    await wait_until(lambda: scene.bridge.status.outbound.waiting == 3, what="waiting")
+    remote = await scene.remote_broker.session(properties={Property.RECEIVE_MAXIMUM: 1})
+    assert (await remote.receive_publish()).packet_id == 1
+    local.publish("t/a", b"second", qos=0)
+    await local.barrier(remote)
+    remote.ack(PUBACK, 1)
+    assert (await remote.receive_publish()).packet_id == 2
+    remote.ack(PUBACK, 2)
+    assert [(await remote.receive_publish()).payload for _ in range(2)] == [b"first", b"second"]
+
+
 async def test_a_restart_between_pubrec_and_pubrel(scene: Scene) -> None:
     local, remote = await scene.connect()
     local.publish("t/a", b"1", qos=2, mid=6)

@@ -31,7 +31,7 @@ async def ages_changed(world: World, random: Random) -> str:
 async def policies_changed(world: World, random: Random) -> str:
     """Do something else with QoS 0 while the other broker is away."""
     name = f"{random.choice(('up', 'down'))}/{random.choice(('state', 'queue'))}"
-    policy = random.choice(("drop", "latest", "queue"))
+    policy = random.choice(("latest", "queue"))
     world.routes[name].options["qos_0"] = policy
     await world.follow_routes()
     return f"{name} {policy}"

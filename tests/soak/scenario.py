@@ -63,7 +63,8 @@ def choose(world: World, random: Random) -> Scenario:
     if bound is not Bound.FAR:
         limits["messages" if random.random() < 0.5 else "bytes"] = random.choice((30, 300))
         if "bytes" in limits:
-            limits["bytes"] = random.choice((50_000, 500_000))
+            # What is larger than the whole Outbox falls also where it refuses.
+            limits["bytes"] = random.choice((50_000, 500_000)) if bound is Bound.DROPS else 1_200_000
         limits["policy"] = "drop_oldest" if bound is Bound.DROPS else "refuse"
     nat = random.random() < 0.3
     fallback = random.random() < 0.4
