@@ -139,6 +139,44 @@ async def test_what_is_sent_again_on_the_sessions_stream_is_not_passed_by_what_f
         await numbers.settled()
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["given-up", "got"])
+async def test_order_is_kept_when_a_route_changes_its_stream(scene: Scene, own: bool) -> None:
+    """What went over the former one is not passed by what follows over the other."""
+    routes = scene.routes
+    changed = (replace(routes[0], own_stream=not routes[0].own_stream), *routes[1:])
+    scene.routes = routes if not own else changed
+    await scene.running()
+    async with Numbers(scene) as numbers:
+        await numbers.step(numbers.home, "up")
+        await numbers.away.wait_for(20)
+        connection = scene.front.connection
+        if own:
+            connection.stop_reading()
+        else:
+            connection.data_streams[STREAM].held = True
+        await numbers.home.burst("up/1", [b"%d" % number for number in range(10, 15)], 1)
+        await scene.until(lambda status: status.outbound.waiting == 5, "five that are stuck")
+        if own:
+            await wait_until(lambda: on_session_stream(connection) == 25, 5, "the five at the front")
+        before = on_session_stream(connection)
+        change = asyncio.create_task(scene.bridge.apply_routes(changed if not own else routes))
+        await numbers.home.burst("up/1", [b"%d" % number for number in range(15, 20)], 1)
+        await scene.until(lambda status: status.outbound.waiting == 10, "ten that wait")
+        # By the time that this has crossed, what was sent before on a stream has arrived at the front.
+        await numbers.home.subscribe("down/#", qos=1)
+        await numbers.away.publish("down/later", b"", 1)
+        await numbers.home.wait_for(lambda messages: any(message.topic == "down/later" for message in messages))
+        assert on_session_stream(connection) == before
+        assert list(connection.data_streams) == ([] if own else [STREAM])
+        if own:
+            connection.resume_reading()
+        else:
+            connection.data_streams[STREAM].end(reset=0)
+        await change
+        numbers.sent["up/1"] = 20
+        await numbers.settled()
+
+
 async def test_a_broker_that_does_not_serve_it(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,6 +19,11 @@ _QOS_BITS: Final = 0x06
 _NUMBERS: Final = itertools.count()
 
 
+def next_number() -> int:
+    """Return a number above those of all messages so far."""
+    return next(_NUMBERS)
+
+
 class Stage(IntEnum):
     """Where a message stands with the target."""
 
@@ -63,7 +68,7 @@ class Message:
 
     def __init__(self, mid: int, first: int, header: int, packet: bytes, plan: Plan, *, v5: bool) -> None:
         """Take a PUBLISH as it came from the source."""
-        self.number = next(_NUMBERS)
+        self.number = next_number()
         """Rises with each message: their order."""
         self.mid = mid
         """Packet identifier, at both brokers; 0 for QoS 0."""

@@ -1,6 +1,6 @@
 """Which topics go where, under which name, and how. Knows nothing of connections."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -213,6 +213,17 @@ def order_of_priorities(routes: Iterable[Route]) -> int:
     return int.from_bytes(hashlib.sha256(repr(ways).encode()).digest()[:7]) + 2
 
 
+def _streams(routes: Iterable[Route]) -> Sequence[tuple[object, ...]]:
+    ways = [
+        (way.topic_filter, route.exclude, route.id if route.own_stream else None)
+        for route in routes
+        if (way := route.way(Direction.TO_REMOTE))
+    ]
+    while ways and ways[-1][-1] is None:
+        ways.pop()
+    return ways
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to do with the messages of one topic."""
@@ -244,6 +255,8 @@ class Router:
         routes = tuple(routes)
         self.order = order_of_priorities(routes)
         """By which order of routes messages have their priorities."""
+        self.streams = _streams(routes)
+        """What decides which topics go over which stream of their own."""
         self._ours = ours
         opposite = Direction.TO_LOCAL if direction is Direction.TO_REMOTE else Direction.TO_REMOTE
         self._ways = [(route, way) for route in routes if (way := route.way(direction))]

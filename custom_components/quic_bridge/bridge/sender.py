@@ -277,9 +277,7 @@ class Sender(AckReceiver, StreamOwner):
         """
         if self._held_from is None or message.number < self._held_from:
             return False
-        if self._data_streams.waiting or any(
-            item.qos == 1 and item.number < self._held_from for item in self._flying
-        ):
+        if self._data_streams.waiting or any(item.qos == 1 and item.number < self._held_from for item in self._flying):
             return True
         self._held_from = None
         return False
