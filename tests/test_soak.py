@@ -6,7 +6,7 @@ import pytest
 
 from .soak.broker_log import BrokerLog
 from .soak.driver import Soak
-from .soak.ledger import Problem, Stream, payload
+from .soak.ledger import Mirror, Problem, Stream, payload
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 
@@ -57,6 +57,40 @@ def test_the_ledger_forgives_what_mqtt_allows() -> None:
     assert arrived(stream, 0, 4) == []
     assert stream.unasked == 3
     assert arrived(stream, 3, 4) == [("out of order", 3, 3), ("delivered twice", 4, 4)]
+
+
+def test_the_ledger_knows_when_a_route_was_away() -> None:
+    stream = Stream("t", 1)
+    stream.settle(stream.publish(3, 1.0), acknowledged=True)
+    assert arrived(stream, 0) == [("lost", 1, 2)]
+    stream.settle(stream.publish(2, 2.0), acknowledged=True)
+    stream.route_goes()
+    stream.settle(stream.publish(2, 3.0), acknowledged=True)
+    stream.route_is_back()
+    # The bridge follows the route again, the broker may be away: nobody knows until something arrives.
+    stream.settle(stream.publish(3, 4.0), acknowledged=True)
+    assert (stream.certain, stream.complete) == (False, True)
+    assert arrived(stream, 8) == [("lost", 9, 9)]
+    assert stream.certain
+    assert stream.uncertain == 5
+    stream.settle(stream.publish(1, 5.0), acknowledged=True)
+    assert not stream.complete
+
+
+def test_the_ledger_counts_what_may_fall() -> None:
+    stream = Stream("t", 2, may_fall=True)
+    stream.settle(stream.publish(5, 1.0), acknowledged=True)
+    assert stream.complete
+    assert arrived(stream, 3, 1) == [("out of order", 1, 1)]
+    assert stream.fallen == 3
+
+
+def test_what_went_round_is_seen() -> None:
+    mirror = Mirror("t")
+    for number in (0, 1, 2, 1):
+        mirror.arrive(payload(number, 20))
+    assert [(problem.what, problem.first) for problem in mirror.problems()] == [("delivered twice", 1)]
+    assert mirror.problems() == []
 
 
 def test_the_ledger_sees_damage() -> None:

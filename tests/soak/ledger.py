@@ -141,7 +141,10 @@ class Stream:
         if not self.qos or self.may_fall:
             return True
         first = next(self._missing(), None)
-        self._complete = self._open if first is None else first
+        if first is not None:
+            self._complete = first
+        elif self.certain:
+            self._complete = self._open
         return first is None
 
     def problems(self) -> list[Problem]:
