@@ -12,7 +12,7 @@ from pytest_homeassistant_custom_component.typing import ClientSessionGenerator
 
 from custom_components.quic_bridge.endpoint_forms import clean_host
 
-from .ha_flows import Input, begin, fill, finish, local_input, reach_remote, remote_input, suggested
+from .ha_flows import TOPICS, Input, begin, fill, finish, local_input, reach_remote, remote_input, suggested
 from .ha_helpers import (
     bridge_entry,
     local_data,
@@ -311,6 +311,17 @@ async def test_same_identity_at_the_same_remote(
     assert (aborted["type"], aborted["reason"]) == (FlowResultType.ABORT, "already_configured")
     result = await reach_remote(hass, local_broker)
     await finish(hass, await fill(hass, result, remote_input(quic_front.port, certs.ca_pem, client_id="another")))
+
+
+async def test_same_identity_in_two_windows(
+    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    """Neither knows of the other while they are filled in."""
+    remote = remote_input(quic_front.port, certs.ca_pem)
+    first, second = [await fill(hass, await reach_remote(hass, local_broker), remote) for _ in range(2)]
+    await finish(hass, first)
+    result = await fill(hass, second, TOPICS)
+    assert (result["type"], result["reason"]) == (FlowResultType.ABORT, "already_configured")
 
 
 @pytest.mark.parametrize(

@@ -299,7 +299,8 @@ def test_texts_of_values() -> None:
     }
     issues = {
         f"{issue}.{part}"
-        for issue in {f"outbox_{fault}" for fault in OutboxFault} - file_faults | {"certificate_expires"}
+        for issue in {f"outbox_{fault}" for fault in OutboxFault} - file_faults
+        | {"certificate_expires", "routes_unreadable"}
         for part in ("title", "description")
     }
     step = "step.confirm"
@@ -309,7 +310,7 @@ def test_texts_of_values() -> None:
         issues |= {f"{issue}.title"} | {f"{issue}.fix_flow.{part}" for part in parts}
     assert below("issues.") == issues
     faults = {f"publish_{fault}" for fault in PublishFault} | {"publish_invalid_base64"}
-    assert {key.split(".")[0] for key in below("exceptions.")} == faults | {"bridge_paused"}
+    assert {key.split(".")[0] for key in below("exceptions.")} == faults | {"bridge_paused", "entry_unreadable"}
     assert below("selector.local_mode.options.") == {mode.value for mode in LocalMode}
     for selector, values in (
         ("direction", Direction),

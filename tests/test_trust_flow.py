@@ -168,6 +168,7 @@ async def test_client_certificate_uploaded(
         ({"pins": ["sha256/short"]}, "pin_invalid"),
         ({"certificate": "/no/such/file.pem", "private_key": "/no/such/file.key"}, "client_certificate_invalid"),
         ({"ca": "/no/such/ca.pem"}, "client_certificate_invalid"),
+        ({"ca": "/no\0file"}, "client_certificate_invalid"),
     ],
 )
 async def test_tls_that_cannot_be_used(

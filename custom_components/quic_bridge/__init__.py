@@ -7,6 +7,7 @@ from typing import Final
 
 from homeassistant.const import Platform
 from homeassistant.core import HomeAssistant, callback
+from homeassistant.exceptions import ConfigEntryError
 from homeassistant.helpers import config_validation as cv, entity_registry as er
 from homeassistant.helpers.typing import ConfigType
 
@@ -16,7 +17,15 @@ from .bridge.config import BrokerConfig
 from .bridge.errors import BridgeError
 from .bridge.outbox import Outbox, OutboxError
 from .bridge.status import Side
-from .brokers import entry_presence, local_broker, outbox_path, quic_log_folder, remote_endpoints, tickets_path
+from .brokers import (
+    entry_presence,
+    local_broker,
+    outbox_path,
+    quic_log_folder,
+    remote_endpoints,
+    tickets_path,
+    unreadable,
+)
 from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
 from .coordinator import QuicBridgeConfigEntry, QuicBridgeCoordinator
 from .issues import async_forget_issues
@@ -43,6 +52,10 @@ async def async_setup(hass: HomeAssistant, _config: ConfigType) -> bool:
 
 async def async_setup_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> bool:
     """Set up the bridge of a config entry. It is set up whether or not the brokers can be reached now."""
+    if (detail := unreadable(hass, entry)) is not None:
+        raise ConfigEntryError(
+            translation_domain=DOMAIN, translation_key="entry_unreadable", translation_placeholders={"detail": detail}
+        )
     coordinator = QuicBridgeCoordinator(hass, entry)
     entry.runtime_data = coordinator
     # The entities first, so that they see what the bridge tells from its start on.
@@ -64,12 +77,8 @@ async def async_unload_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) 
 async def async_remove_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> None:
     """Have both brokers forget the bridge, and delete the messages that still waited for the remote."""
     async_forget_issues(hass, entry)
-    presence = entry_presence(entry)
-    local_topic, remote_topic = (presence.local_topic, presence.remote_topic) if presence is not None else (None, None)
-    await asyncio.gather(
-        _async_forget(Side.LOCAL, lambda: [local_broker(hass, entry.data[CONF_LOCAL])], local_topic),
-        _async_forget(Side.REMOTE, lambda: remote_endpoints(entry.data[CONF_REMOTE]), remote_topic),
-    )
+    if unreadable(hass, entry) is None:
+        await _async_say_goodbye(hass, entry)
     try:
         await Outbox(outbox_path(hass, entry)).remove()
     except OutboxError as error:
@@ -78,6 +87,15 @@ async def async_remove_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) 
         await remove_files(tickets_path(hass, entry), quic_log_folder(hass, entry))
     except OSError as error:
         _LOGGER.warning("The session tickets or QUIC logs could not be deleted: %s", error)
+
+
+async def _async_say_goodbye(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> None:
+    presence = entry_presence(entry)
+    local_topic, remote_topic = (presence.local_topic, presence.remote_topic) if presence is not None else (None, None)
+    await asyncio.gather(
+        _async_forget(Side.LOCAL, lambda: [local_broker(hass, entry.data[CONF_LOCAL])], local_topic),
+        _async_forget(Side.REMOTE, lambda: remote_endpoints(entry.data[CONF_REMOTE]), remote_topic),
+    )
 
 
 @callback

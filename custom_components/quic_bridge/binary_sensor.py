@@ -1,6 +1,7 @@
 """Whether each broker is connected, and whether all routes carry messages."""
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, override
 
 from homeassistant.components.binary_sensor import (  # type: ignore[attr-defined] # public, yet not marked so
@@ -20,6 +21,8 @@ from .route_problems import Problem
 
 PARALLEL_UPDATES = 0
 
+UNREADABLE: Final = "unreadable"
+"""Attribute with the routes that are left out because of what is stored for them."""
 MAX_LISTED: Final = 50
 """Routes named in the attributes, which may be thousands."""
 
@@ -86,13 +89,13 @@ class RouteProblems(QuicBridgeEntity, BinarySensorEntity):
     """On while some route carries nothing."""
 
     # Lists of topics, which may be long.
-    _unrecorded_attributes = frozenset(Problem)
+    _unrecorded_attributes = frozenset({*Problem, UNREADABLE})
 
     @property
     @override
     def is_on(self) -> bool:
         """Whether there is a problem with a route."""
-        return bool(self.coordinator.route_problems)
+        return bool(self.coordinator.route_problems or self.coordinator.unreadable_routes)
 
     @property
     @override
@@ -102,4 +105,5 @@ class RouteProblems(QuicBridgeEntity, BinarySensorEntity):
         for item in self.coordinator.route_problems[:MAX_LISTED]:
             reason = item.reason if item.other is None else route_title(item.other)
             found[item.problem][route_title(item.route)] = reason or ""
+        found[UNREADABLE] = dict(islice(self.coordinator.unreadable_routes.items(), MAX_LISTED))
         return found

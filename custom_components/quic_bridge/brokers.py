@@ -122,7 +122,7 @@ def local_broker(hass: HomeAssistant, local: Mapping[str, Any]) -> BrokerConfig:
     Raises BridgeError when Home Assistant's own broker is wanted and its entry is missing (LOCAL_ENTRY_MISSING)
     or cannot be used (CONFIGURATION).
     """
-    if local[CONF_MODE] == LocalMode.HOME_ASSISTANT:
+    if LocalMode(local[CONF_MODE]) is LocalMode.HOME_ASSISTANT:
         return _home_assistant_broker(hass, local[CONF_CLIENT_ID])
     return BrokerConfig(
         host=local[CONF_HOST],
@@ -235,6 +235,20 @@ def bridge_config(hass: HomeAssistant, entry: ConfigEntry) -> BridgeConfig:
         tickets=tickets_path(hass, entry),
         quic_logs=quic_logs(entry.options.get(PAGE_EXPERT, {}), quic_log_folder(hass, entry)),
     )
+
+
+def unreadable(hass: HomeAssistant, entry: ConfigEntry) -> str | None:
+    """Say why nothing can be made of what is stored in an entry, by a later version or by hand; None: it can."""
+    try:
+        bridge_config(hass, entry)
+        local_broker(hass, entry.data[CONF_LOCAL])
+    except BridgeError:
+        return None  # that is for the bridge to say, when it wants to connect
+    except KeyError as error:
+        return f"no {error.args[0]}"
+    except (AttributeError, TypeError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def uses_home_assistant_broker(entry: ConfigEntry) -> bool:

@@ -215,6 +215,7 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
         return self._create(routes)
 
     def _create(self, routes: Sequence[Route]) -> ConfigFlowResult:
+        self._abort_if_configured(self._remote)  # in another window, since its step
         return self.async_create_entry(
             title=self._remote[CONF_HOST],
             data={CONF_LOCAL: self._local, CONF_REMOTE: self._remote},
@@ -233,7 +234,9 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
     async def async_step_reconfigure(self, _: dict[str, Any] | None = None) -> ConfigFlowResult:
         """Choose which broker to change."""
         entry = self._get_reconfigure_entry()
-        self._local, self._remote = dict(entry.data[CONF_LOCAL]), dict(entry.data[CONF_REMOTE])
+        # What is missing in an entry that cannot be read is asked for.
+        self._local |= entry.data.get(CONF_LOCAL, {})
+        self._remote |= entry.data.get(CONF_REMOTE, {})
         return self.async_show_menu(step_id="reconfigure", menu_options=["local", "remote"])
 
     # --- credentials that are refused ---------------------------------------------------------------------------------
@@ -352,20 +355,23 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
         """Abort when another bridge has the same identity at the same remote broker: the two would fight for it."""
         keys = (CONF_HOST, CONF_PORT, CONF_CLIENT_ID)
         for entry in self._async_current_entries(include_ignore=False):
-            other = entry.data[CONF_REMOTE]
-            if entry.entry_id != self.context.get("entry_id") and all(other[key] == remote[key] for key in keys):
+            other = entry.data.get(CONF_REMOTE, {})  # of an entry that cannot be read
+            if entry.entry_id != self.context.get("entry_id") and all(other.get(key) == remote[key] for key in keys):
                 raise AbortFlow("already_configured")
 
     def _save(self, entry: ConfigEntry, side: Side, broker: dict[str, Any]) -> ConfigFlowResult:
         """Store a changed broker; the bridge starts afresh, or at least tries this side at once."""
-        stored = entry.data[side.value]
+        stored = entry.data.get(side.value, {})
         if stored == broker and entry.state is ConfigEntryState.LOADED:
             entry.runtime_data.bridge.reconnect(side)
         # A title that the user has chosen is left alone.
-        follows = side is Side.REMOTE and entry.title == stored[CONF_HOST]
-        return self.async_update_and_abort(
+        follows = side is Side.REMOTE and entry.title == stored.get(CONF_HOST)
+        result = self.async_update_and_abort(
             entry, title=broker[CONF_HOST] if follows else entry.title, data_updates={side.value: broker}
         )
+        if entry.state is ConfigEntryState.SETUP_ERROR:
+            self.hass.config_entries.async_schedule_reload(entry.entry_id)  # nobody listens for the change
+        return result
 
 
 def _client_id(user_input: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from .const import CONF_LOCAL, CONF_PAUSED, DOMAIN, REAUTH_SIDE
 from .history import History
 from .issues import BridgeIssues
 from .options import local_with_options
-from .route_data import stored_routes
+from .route_data import stored_routes, unreadable_routes
 from .route_problems import RouteProblem, route_problems
 
 _LOGGER = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         """Those of the entities that this version has, also of the ones that are disabled."""
         self._routes: tuple[Route, ...] = ()
         self._hidden: dict[str, Route] = {}
+        self.unreadable_routes: dict[str, str] = {}
+        """Titles of routes that are left out, as nobody here knows what they mean, with the reason of each."""
         self.route_problems: tuple[RouteProblem, ...] = ()
         self._looked_at: object = None
         """What `route_problems` were found in."""
@@ -147,6 +149,7 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
     async def _async_read_routes(self) -> None:
         """Take the routes in use. To compare them all with each other may take a moment, if there are thousands."""
         self._routes = stored_routes(self.config_entry)
+        self.unreadable_routes = unreadable_routes(self.config_entry)
         self._hidden = await self.hass.async_add_executor_job(hidden_routes, self._routes)
 
     def _local_broker(self) -> BrokerConfig:
@@ -182,7 +185,7 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         if self.paused:
             self._issues.async_clear()
         else:
-            self._issues.async_follow(status, self.route_problems)
+            self._issues.async_follow(status, self.route_problems, self.unreadable_routes)
         self.async_set_updated_data(status)
 
     def _find_route_problems(self, status: BridgeStatus) -> None:

@@ -6,6 +6,7 @@ import re
 from typing import Any, Final
 
 from homeassistant.components.diagnostics import REDACTED, async_redact_data
+from homeassistant.config_entries import ConfigEntryState
 from homeassistant.const import CONF_EXCLUDE, CONF_PORT, CONF_TARGET
 from homeassistant.core import HomeAssistant
 from homeassistant.helpers.issue_registry import async_get as async_get_issues
@@ -25,7 +26,7 @@ from .const import (
     SUBENTRY_ROUTE,
 )
 from .coordinator import QuicBridgeConfigEntry
-from .route_data import is_enabled, route_from_data, route_to_data
+from .route_data import RouteError, is_enabled, route_from_data, route_to_data
 
 _PLAIN: Final = {CONF_MODE, CONF_PROFILE, CONF_CONGESTION_CONTROL, CONF_LOOP_GUARD}
 """Keys of stored texts that are choices from a list. All other texts are the user's: only whether there is one is told.
@@ -44,7 +45,22 @@ _PLACE: Final = re.compile(r"[+#]|\{\d+\}|")
 
 
 async def async_get_config_entry_diagnostics(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> dict[str, Any]:
-    """Return the entry, its routes, the brokers as the bridge sees them, the bridge's status and how it came to it."""
+    """Return the entry, its routes, the brokers as the bridge sees them, the bridge's status and how it came to it.
+
+    Of an entry that is not loaded there is only what is stored.
+    """
+    stored = {
+        "entry": {
+            "version": entry.version,
+            "minor_version": entry.minor_version,
+            "state": entry.state.value,
+            "data": _stored(entry.data),
+            "options": _stored(entry.options),
+        },
+        "routes": [_route(subentry.data) for subentry in entry.get_subentries_of_type(SUBENTRY_ROUTE)],
+    }
+    if entry.state is not ConfigEntryState.LOADED:
+        return stored
     coordinator = entry.runtime_data
     remote, *others = remote_endpoints(entry.data[CONF_REMOTE])
     private = {*_texts(entry.data), *_private_words(remote)}
@@ -62,14 +78,8 @@ async def async_get_config_entry_diagnostics(hass: HomeAssistant, entry: QuicBri
         refused = status[side]["failed_filters"]
         status[side]["failed_filters"] = [[_shape(name), reason] for name, reason in refused.items()]
     return {
-        "entry": {
-            "version": entry.version,
-            "minor_version": entry.minor_version,
-            "data": _stored(entry.data),
-            "options": _stored(entry.options),
-        },
+        **stored,
         "paused": coordinator.paused,
-        "routes": [_route(subentry.data) for subentry in entry.get_subentries_of_type(SUBENTRY_ROUTE)],
         "route_problems": [[found.problem, _shape(found.route.topic_filter)] for found in coordinator.route_problems],
         "local_broker": local,
         "remote_broker": _broker(remote),
@@ -131,7 +141,10 @@ def _private_words(broker: BrokerConfig) -> Iterator[str]:
 
 def _route(data: Mapping[str, Any]) -> dict[str, Any]:
     """Describe a route without the names in its topics."""
-    route = route_to_data(route_from_data("", data), enabled=is_enabled(data))
+    try:
+        route = route_to_data(route_from_data("", data), enabled=is_enabled(data))
+    except RouteError:
+        return {"unreadable": _stored(data)}
     return {
         **route,
         CONF_TOPIC_FILTER: _shape(route[CONF_TOPIC_FILTER]),

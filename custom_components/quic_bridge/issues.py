@@ -1,6 +1,6 @@
 """Repair issues: what a person must mend, shown for as long as it is so."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Final
@@ -68,11 +68,14 @@ class BridgeIssues:
         """Those of the issues that go by themselves."""
 
     @callback
-    def async_follow(self, status: BridgeStatus, problems: Sequence[RouteProblem]) -> None:
-        """Create, change and delete issues as the status and the problems with routes have it."""
+    def async_follow(
+        self, status: BridgeStatus, problems: Sequence[RouteProblem], unreadable: Mapping[str, str]
+    ) -> None:
+        """Create, change and delete issues as the status, the problems with routes and the unreadable ones have it."""
         self._follow_outbox(status.outbox)
         self._follow_bounds(status)
         self._follow_loops(status)
+        self._follow_unreadable(unreadable)
         self._follow_hidden(problems)
         for side, link in ((Side.LOCAL, status.local), (Side.REMOTE, status.remote)):
             self._follow_refusal(side, link)
@@ -110,6 +113,14 @@ class BridgeIssues:
         if looped > self._looped:
             self._show_for_a_while("loop", "loop", fix=Fix.OPTIONS)
         self._looped = looped
+
+    def _follow_unreadable(self, unreadable: Mapping[str, str]) -> None:
+        """Show routes that are left out because of what is stored for them."""
+        if unreadable:
+            lines = [f"- {code(title)}: {code(reason)}" for title, reason in unreadable.items()]
+            self._show("routes_unreadable", lines, "routes_unreadable", routes=_listed(lines))
+        else:
+            self._hide("routes_unreadable")
 
     def _follow_hidden(self, problems: Sequence[RouteProblem]) -> None:
         """Show routes that never get a message."""

@@ -150,8 +150,12 @@ PROFILES: Final[Mapping[Profile, Mapping[str, Any]]] = {
 
 
 def number(values: Mapping[str, Any], key: str, options: Mapping[str, NumberOption]) -> float:
-    """Return a number of one page's values, or its default."""
-    return float(values.get(key, options[key].default))
+    """Return a number of one page's values, or its default; a number that is out of bounds here stands for the bound.
+
+    Another version may have had other bounds. Raises ValueError for what is no number.
+    """
+    option = options[key]
+    return min(max(float(values.get(key, option.default)), option.minimum), option.maximum)
 
 
 # --- the page `messages` ----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from homeassistant.config_entries import ConfigEntry
+from homeassistant.config_entries import ConfigEntry, ConfigSubentry
 from homeassistant.const import CONF_ENABLED, CONF_EXCLUDE, CONF_TARGET
 
 from .bridge.routes import (
@@ -34,29 +34,53 @@ from .const import (
 
 # --- stored -----------------------------------------------------------------------------------------------------------
 
+
+class RouteError(ValueError):
+    """What is stored for a route is none that this version knows; the text says what, in the words of the storage."""
+
+
+def _qos(value: str | float) -> int:
+    if (qos := int(value)) not in {0, 1, 2}:
+        raise ValueError(value)
+    return qos
+
+
 _KINDS: Final[dict[str, Callable[[Any], object]]] = {
     CONF_DIRECTION: Direction,
     CONF_TOPIC_FILTER: str,
     CONF_TARGET: str,
-    CONF_EXCLUDE: tuple,
-    CONF_MAX_QOS: int,
+    CONF_EXCLUDE: lambda filters: tuple(str(topic_filter) for topic_filter in filters),
+    CONF_MAX_QOS: _qos,
     CONF_RETAIN: RetainMode,
     CONF_RETAINED: RetainedAtConnect,
     CONF_QOS_0: Qos0Policy,
-    CONF_MAX_AGE: lambda age: age,
+    CONF_MAX_AGE: lambda age: None if age is None else float(age),
     CONF_PRIORITY: Priority,
     CONF_OWN_STREAM: bool,
 }
 """What the values of a subentry's data become; the keys are the names of the route's attributes."""
+_REQUIRED: Final = {CONF_DIRECTION, CONF_TOPIC_FILTER}
 
 
 def route_from_data(route_id: str, data: Mapping[str, Any]) -> Route:
     """Return the route that a subentry's data describe.
 
-    Routes of version 0.1.0 have a direction and a topic filter only: what is missing has its default.
+    Routes of version 0.1.0 have a direction and a topic filter only: what is missing has its default. Raises RouteError
+    for what a later version, or a hand, has stored and nobody can follow here.
     """
-    values: dict[str, Any] = {key: kind(data[key]) for key, kind in _KINDS.items() if key in data}
-    return Route(id=route_id, **values)
+    values: dict[str, Any] = {}
+    for key, kind in _KINDS.items():
+        try:
+            if key in data or key in _REQUIRED:
+                values[key] = kind(data[key])
+        except KeyError as error:
+            raise RouteError(f"no {key}") from error
+        except (TypeError, ValueError) as error:
+            raise RouteError(f"{key}: {data[key]}") from error
+    route = Route(id=route_id, **values)
+    if (problem := route.problem()) is not None:
+        raise RouteError(problem)
+    return route
 
 
 def route_to_data(route: Route, *, enabled: bool = True) -> dict[str, Any]:
@@ -83,12 +107,30 @@ def is_enabled(data: Mapping[str, Any]) -> bool:
 
 
 def stored_routes(entry: ConfigEntry) -> tuple[Route, ...]:
-    """Return the routes of an entry that are in use, in their order."""
-    return tuple(
-        route_from_data(subentry.subentry_id, subentry.data)
-        for subentry in entry.get_subentries_of_type(SUBENTRY_ROUTE)
-        if is_enabled(subentry.data)
-    )
+    """Return the routes of an entry that are in use, in their order, without those that cannot be read."""
+    return tuple(route for subentry, route in readable_routes(entry) if is_enabled(subentry.data))
+
+
+def readable_routes(entry: ConfigEntry) -> Iterator[tuple[ConfigSubentry, Route]]:
+    """Return all routes of an entry with what they are stored in, also those not in use, in their order."""
+    for subentry in entry.get_subentries_of_type(SUBENTRY_ROUTE):
+        try:
+            route = route_from_data(subentry.subentry_id, subentry.data)
+        except RouteError:
+            continue  # see unreadable_routes
+        yield subentry, route
+
+
+def unreadable_routes(entry: ConfigEntry) -> dict[str, str]:
+    """Return the titles of the routes that are to be in use and cannot be read, with what is wrong with each."""
+    found: dict[str, str] = {}
+    for subentry in entry.get_subentries_of_type(SUBENTRY_ROUTE):
+        try:
+            route_from_data(subentry.subentry_id, subentry.data)
+        except RouteError as error:
+            if is_enabled(subentry.data):
+                found[subentry.title] = str(error)
+    return found
 
 
 # --- shown ------------------------------------------------------------------------------------------------------------

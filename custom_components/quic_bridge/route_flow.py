@@ -4,18 +4,28 @@ from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from homeassistant.config_entries import SOURCE_RECONFIGURE, ConfigSubentry, ConfigSubentryFlow, SubentryFlowResult
-from homeassistant.const import CONF_ENABLED
+from homeassistant.config_entries import (
+    SOURCE_RECONFIGURE,
+    ConfigSubentry,
+    ConfigSubentryFlow,
+    SubentryFlowResult,
+    UnknownEntry,
+    UnknownSubEntry,
+)
+from homeassistant.const import CONF_ENABLED, CONF_TARGET
+from homeassistant.data_entry_flow import AbortFlow
 import probatio
 
 from .bridge.routes import Route
 from .const import CONF_TOPIC_FILTER, SUBENTRY_ROUTE
 from .form_error import FormError
 from .route_data import (
+    RouteError,
     RouteWarning,
     code,
     is_enabled,
     preview,
+    readable_routes,
     route_from_data,
     route_title,
     route_to_data,
@@ -78,12 +88,11 @@ class RouteSubentryFlow(ConfigSubentryFlow):
     async def async_step_reconfigure(self, user_input: dict[str, Any] | None = None) -> SubentryFlowResult:
         """Change a route."""
         self._form_step = self.async_step_reconfigure
-        subentry = self._get_reconfigure_subentry()
+        subentry = self._subentry()
         if user_input is not None:
             self._enabled = user_input[CONF_ENABLED]
         elif self._typed is None:
-            stored = route_from_data(subentry.subentry_id, subentry.data)
-            self._typed = route_to_form(stored, enabled=is_enabled(subentry.data))
+            self._typed = _stored_form(subentry)
         return await self._async_fill(
             "reconfigure",
             STORED_ROUTE_SCHEMA,
@@ -133,12 +142,15 @@ class RouteSubentryFlow(ConfigSubentryFlow):
 
     def _others(self) -> list[Route]:
         """Return the stored routes, but for the one that is changed; also those that are not in use."""
-        changed = self._get_reconfigure_subentry() if self.source == SOURCE_RECONFIGURE else None
-        return [
-            route_from_data(subentry.subentry_id, subentry.data)
-            for subentry in self._get_entry().get_subentries_of_type(SUBENTRY_ROUTE)
-            if subentry is not changed
-        ]
+        changed = self._subentry() if self.source == SOURCE_RECONFIGURE else None
+        return [route for subentry, route in readable_routes(self._get_entry()) if subentry is not changed]
+
+    def _subentry(self) -> ConfigSubentry:
+        """Return what is stored of the route that is changed; the flow ends if that was removed meanwhile."""
+        try:
+            return self._get_reconfigure_subentry()
+        except (UnknownEntry, UnknownSubEntry) as error:
+            raise AbortFlow("route_removed") from error
 
     # --- a look at what they do ---------------------------------------------------------------------------------------
 
@@ -149,8 +161,8 @@ class RouteSubentryFlow(ConfigSubentryFlow):
         if self._enabled:
             new = {draft.id: draft for draft in drafts}
             routes = [
-                new.pop(subentry.subentry_id, route_from_data(subentry.subentry_id, subentry.data))
-                for subentry in self._get_entry().get_subentries_of_type(SUBENTRY_ROUTE)
+                new.pop(subentry.subentry_id, route)
+                for subentry, route in readable_routes(self._get_entry())
                 if is_enabled(subentry.data) or subentry.subentry_id in new
             ]
             # Routes are compared with each other: a moment, if there are thousands.
@@ -200,5 +212,15 @@ class RouteSubentryFlow(ConfigSubentryFlow):
             )
         title, data = route_title(last, enabled=self._enabled), route_to_data(last, enabled=self._enabled)
         if self.source == SOURCE_RECONFIGURE:
-            return self.async_update_and_abort(entry, self._get_reconfigure_subentry(), title=title, data=data)
+            return self.async_update_and_abort(entry, self._subentry(), title=title, data=data)
         return self.async_create_entry(title=title, data=data)
+
+
+def _stored_form(subentry: ConfigSubentry) -> dict[str, Any]:
+    """Return what the form shows of a stored route; of one that cannot be read, the topics."""
+    try:
+        route = route_from_data(subentry.subentry_id, subentry.data)
+    except RouteError:
+        topics = {key: subentry.data.get(key) for key in (CONF_TOPIC_FILTER, CONF_TARGET)}
+        return {key: str(text) for key, text in topics.items() if text}
+    return route_to_form(route, enabled=is_enabled(subentry.data))

@@ -218,20 +218,23 @@ async def test_topics_that_are_none(scene: Scene, topic: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "text"),
     [
-        {"content_type": "a\0"},
-        {"content_type": "x" * 65_536},
-        {"response_topic": "a/#"},
-        {"message_expiry": 2**32},
-        {"payload": b"\xff", "payload_is_text": True},
-        {"user_properties": (("a", "\ud800"),)},
+        ({"content_type": "a\0"}, "a text with a null character"),
+        ({"content_type": "x" * 65_536}, "one of more than 65535 bytes"),
+        ({"correlation_data": b"x" * 65_536}, "one of more than 65535 bytes"),
+        ({"user_properties": (("a", "\N{EURO SIGN}" * 22_000),)}, "one of more than 65535 bytes"),
+        ({"response_topic": "a/#"}, "the response topic is not a topic name"),
+        ({"message_expiry": 2**32}, "an expiry of more than 4294967295 seconds"),
+        ({"payload": b"\xff", "payload_is_text": True}, "the payload is said to be text and is not"),
+        ({"user_properties": (("a", "\ud800"),)}, "surrogates not allowed"),
     ],
 )
-def test_properties_that_cannot_be(fields: dict[str, object]) -> None:
+def test_properties_that_cannot_be(fields: dict[str, object], text: str) -> None:
     with pytest.raises(PublishError) as caught:
         encode_properties(Publication(topic="t", **fields))  # type: ignore[arg-type]
     assert caught.value.fault is PublishFault.INVALID_PROPERTY
+    assert text in caught.value.text
 
 
 async def test_a_broker_that_does_not_answer(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,10 +230,12 @@ def test_server_names(host: str, name: str | None, expected: str) -> None:
     assert server_name(BrokerConfig(host=host, port=1, client_id="x", tls=tls)) == expected
 
 
-def test_a_name_that_is_none() -> None:
+@pytest.mark.parametrize("name", ["ü" * 80, "*.example.org", "two words", ".example", "a\0b", "7", "x" * 254, "host:1"])
+def test_a_name_that_is_none(name: str) -> None:
     with pytest.raises(BridgeError) as error:
-        server_name(BrokerConfig(host="ü" * 80, port=1, client_id="x"))
+        server_name(BrokerConfig(host="localhost", port=1, client_id="x", tls=TlsConfig(server_name=name)))
     assert error.value.code is ErrorCode.CONFIGURATION
+    assert repr(name) in error.value.text
 
 
 # TLS over TCP

@@ -40,6 +40,8 @@ def read_pem(source: str | Path, what: str) -> bytes:
             content = file.read(MAX_FILE + 1)
     except OSError as error:
         raise _invalid(f"The file {source} with the {what} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a null character in its path
+        raise _invalid(f"The file {source} with the {what} cannot be read: {error}") from error
     if len(content) > MAX_FILE:
         raise _invalid(f"The file {source} with the {what} is larger than any certificate")
     return content

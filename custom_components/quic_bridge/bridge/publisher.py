@@ -30,6 +30,10 @@ _MAX_WAITING: Final = 100
 _MAX_SENT: Final = 16
 _PACKET_IDENTIFIER_IN_USE: Final = 0x91
 _IDENTIFIER_TRIES: Final = 3
+_LONGEST: Final = 65_535
+"""Bytes of a text or of binary data (MQTT 5, 1.5.4 and 1.5.6)."""
+_LATEST: Final = 2**32 - 1
+"""Seconds of an expiry interval (1.5.3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,10 +334,17 @@ def encode_properties(message: Publication) -> bytes:
     try:
         if any("\0" in text for text in texts):
             raise PublishError(PublishFault.INVALID_PROPERTY, "a text with a null character")
+        if max(len(text) for text in (*(text.encode() for text in texts), message.correlation_data or b"")) > _LONGEST:
+            raise PublishError(PublishFault.INVALID_PROPERTY, f"one of more than {_LONGEST} bytes")
+        if message.message_expiry is not None and message.message_expiry > _LATEST:
+            raise PublishError(PublishFault.INVALID_PROPERTY, f"an expiry of more than {_LATEST} seconds")
         if message.response_topic is not None and not valid_topic(message.response_topic.encode()):
             raise PublishError(PublishFault.INVALID_PROPERTY, "the response topic is not a topic name")
         if message.payload_is_text:
-            message.payload.decode()
+            try:
+                message.payload.decode()
+            except UnicodeDecodeError:
+                raise PublishError(PublishFault.INVALID_PROPERTY, "the payload is said to be text and is not") from None
             properties.PayloadFormatIndicator = 1
         if message.message_expiry is not None:
             properties.MessageExpiryInterval = message.message_expiry

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import ipaddress
 import os
 from pathlib import Path
+import re
 import secrets
 import ssl
 import tempfile
@@ -33,6 +34,8 @@ _EXPIRED_ERRORS: Final = frozenset({9, 10})
 _NAME_ERRORS: Final = frozenset({62, 63, 64})
 """X509_V_ERR_HOSTNAME_MISMATCH, EMAIL_MISMATCH and IP_ADDRESS_MISMATCH."""
 _SELF_SIGNED_ERRORS: Final = frozenset({18, 19})
+_SERVER_NAME: Final = re.compile(r"(?![.]|\d+$)[A-Za-z0-9._-]{1,253}")
+"""What both `ssl` and service_identity take for a host name: underscores, too, but no wildcard and no mere number."""
 
 _MISSING_CERTIFICATE_ALERTS: Final = frozenset(
     {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "TLSV1_ALERT_CERTIFICATE_REQUIRED"}
@@ -175,12 +178,15 @@ def server_name(config: BrokerConfig) -> str:
     """
     name = (config.tls.server_name if config.tls else None) or config.host
     name = name.strip("[]").rstrip(".").partition("%")[0]
-    if _is_ip_address(name) or name.isascii():
+    if _is_ip_address(name):
         return name
     try:
-        return name.encode("idna").decode("ascii")
+        ascii_name = name if name.isascii() else name.encode("idna").decode("ascii")
     except UnicodeError as error:
         raise BridgeError(ErrorCode.CONFIGURATION, f"{name!r} is not a host name: {error}") from error
+    if _SERVER_NAME.fullmatch(ascii_name) is None:
+        raise BridgeError(ErrorCode.CONFIGURATION, f"The server name {name!r} is none that a certificate can be for")
+    return ascii_name
 
 
 def check_pins(certificate: x509.Certificate, pins: Sequence[str]) -> None:
