@@ -21,7 +21,8 @@ ROUTE = "config_subentries.route"
 SENSOR = "entity.sensor"
 MOSQUITTO_CONF = """\
 connection office
-address broker.example.org:1883
+address broker.example.org:8883 spare.example.org:8883
+bridge_cafile /etc/mosquitto/ca.crt
 clientid home
 remote_username home
 topic # out 1 zigbee2mqtt/ site/7/zigbee2mqtt/
