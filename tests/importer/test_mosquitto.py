@@ -201,7 +201,6 @@ def test_addresses(lines: str, further: list[str], fallback: str | None, left: l
         ("restart_timeout 20", {"backoff_base": 20, "backoff_cap": 20}, False),
         ("restart_timeout 1 7200 30", {"backoff_base": 1, "backoff_cap": 3600, "backoff_stable": 30}, True),
         ("restart_timeout 100 50", {"backoff_base": 60, "backoff_cap": 60}, True),
-        ("bridge_receive_maximum 20", {"receive_window": 20}, False),
         ("bridge_session_expiry_interval 86400", {"session_expiry": 24}, False),
         ("bridge_session_expiry_interval 5400", {"session_expiry": 2}, True),
         ("bridge_session_expiry_interval 0xFFFFFFFF", {"session_expiry": 8760}, True),
@@ -211,6 +210,12 @@ def test_timers_and_windows(line: str, options: dict[str, int], adjusted: bool) 
     bridge = read_one(f"connection x\naddress y\n{line}")
     assert bridge.options == {"connection": {"profile": "custom", **options}}
     assert bridge.notes[1:] == ((Note(line, Reason.ADJUSTED),) if adjusted else ())
+
+
+def test_a_receive_maximum_could_lose_messages() -> None:
+    bridge = read_one("connection x\naddress y\nbridge_receive_maximum 20")
+    assert bridge.options == {}
+    assert bridge.notes[1] == Note("bridge_receive_maximum 20", Reason.RECEIVE_MAXIMUM)
 
 
 def test_a_session_that_ends_with_the_connection() -> None:

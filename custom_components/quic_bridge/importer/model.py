@@ -43,6 +43,8 @@ class Reason(StrEnum):
     """The other bridge's own default, which says nothing of the network that it is in."""
     TIMERS = "timers"
     LIMITS = "limits"
+    RECEIVE_MAXIMUM = "receive_maximum"
+    """Carried over it could lose messages: brokers are about that drop what exceeds it."""
     PROTOCOL = "protocol"
     SESSION = "session"
     OUTBOX = "outbox"

@@ -14,7 +14,6 @@ from ..const import (
     CONF_KEEPALIVE,
     CONF_PAYLOAD_OFFLINE,
     CONF_PAYLOAD_ONLINE,
-    CONF_RECEIVE_WINDOW,
     CONF_SESSION_EXPIRY,
     CONF_STATUS_TOPIC,
     PAGE_CONNECTION,
@@ -58,6 +57,7 @@ _REASONS: Final = {
     "bridge_max_packet_size": Reason.LIMITS,
     "bridge_max_topic_alias": Reason.NOT_NEEDED,
     "bridge_protocol_version": Reason.PROTOCOL,
+    "bridge_receive_maximum": Reason.RECEIVE_MAXIMUM,
     "bridge_reload_type": Reason.NOT_NEEDED,
     "bridge_tcp_keepalive": Reason.TIMERS,
     "bridge_tcp_user_timeout": Reason.TIMERS,
@@ -145,8 +145,6 @@ class _Block:
                 self._settings.number(PAGE_CONNECTION, CONF_KEEPALIVE, _integer(value), what)
             case "restart_timeout":
                 self._restart_timeout(value, what)
-            case "bridge_receive_maximum":
-                self._settings.number(PAGE_CONNECTION, CONF_RECEIVE_WINDOW, _integer(value), what)
             case "bridge_session_expiry_interval":
                 self._session_expiry(value, what)
             case "notifications" | "notification_topic":

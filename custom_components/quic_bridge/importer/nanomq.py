@@ -23,7 +23,6 @@ from ..const import (
     CONF_OUTBOX_MESSAGES,
     CONF_PING_INTERVAL,
     CONF_PING_TIMEOUT,
-    CONF_RECEIVE_WINDOW,
     CONF_SESSION_EXPIRY,
     PAGE_CONNECTION,
     PAGE_MESSAGES,
@@ -56,7 +55,7 @@ _DURATION: Final = re.compile(r"([0-9]{1,10}) *([a-z]*)")
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _HOUR: Final = 3600
 _MOST_MESSAGES: Final = 65_535
-"""Receive Maximum of a client that sets no limit (MQTT 5, 3.1.2.11.3)."""
+"""Receive Maximum of a client that sets no limit (MQTT 5, 3.1.2.11.3), as the bridge."""
 _CARRIERS: Final = {"quic": Carrier.QUIC, "tls": Carrier.TLS}
 """By a part of the scheme of a server's URL; the others are TCP."""
 _FILES: Final = frozenset({"cacertfile", "certfile", "keyfile"})
@@ -83,6 +82,7 @@ notice a dead connection after two minutes, and be forgotten by address translat
 """
 _PROPERTIES: Final = {
     "maximum_packet_size": Reason.LIMITS,
+    "receive_maximum": Reason.RECEIVE_MAXIMUM,
     "request_problem_infomation": Reason.NOT_NEEDED,
     "request_problem_information": Reason.NOT_NEEDED,
     "request_response_infomation": Reason.NOT_NEEDED,
@@ -262,11 +262,7 @@ class _Reader:
                 self._settings.number(PAGE_CONNECTION, CONF_SESSION_EXPIRY, number / _HOUR, what)
             elif key == "session_expiry_interval":
                 self._note(what, Reason.SESSION)
-            elif key == "receive_maximum" and number == _MOST_MESSAGES:
-                self._note(what, Reason.DEFAULT)
-            elif key == "receive_maximum" and number:
-                self._settings.number(PAGE_CONNECTION, CONF_RECEIVE_WINDOW, number, what)
-            else:
+            elif key != "receive_maximum" or number != _MOST_MESSAGES:
                 self._note(what, _PROPERTIES.get(key, Reason.UNKNOWN))
 
     def _cache(self, name: str, options: Mapping[str, Node]) -> None:
