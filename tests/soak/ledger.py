@@ -40,9 +40,10 @@ class Problem:
 class Stream:
     """The messages of one topic and QoS from one broker to the other."""
 
-    def __init__(self, topic: str, qos: int, *, may_fall: bool = False) -> None:
+    def __init__(self, topic: str, qos: int, *, may_fall: bool = False, may_come_twice: bool = False) -> None:
         self.topic = topic
         self.qos = qos
+        self._may_come_twice = may_come_twice or qos == 1
         self.may_fall = may_fall
         """The bridge may drop some, as long as it counts them: its route or the Outbox has bounds."""
         self._times = array("d")
@@ -116,7 +117,7 @@ class Stream:
             return
         if copies:
             self.repeats += 1
-            if self.qos != 1:
+            if not self._may_come_twice:
                 self._repeated.add(number)
         else:
             self.arrived += 1

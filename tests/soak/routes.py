@@ -29,6 +29,11 @@ class Group:
         """Whether its messages wait here for some time only."""
         return self.name in AGED
 
+    @property
+    def may_come_twice(self) -> bool:
+        """Whether its messages may be delivered twice, also with QoS 2."""
+        return self.name in CROSSED
+
     def arrives_as(self, topic: str) -> Sequence[str]:
         """Return the names that a topic may have at the other broker."""
         return [f"{target}/{topic}" for target in TARGETS] if self.name in MOVED else [topic]
@@ -58,6 +63,7 @@ GROUPS: Mapping[str, Group] = {
         Group(name="up/moved", direction=UP, qos=(1, 2)),
         Group(name="up/plain", direction=UP, qos=(0, 1, 2), topics=2),
         Group(name="coming/up", direction=UP, qos=(0, 1, 2)),
+        Group(name="cross/up", direction=UP, qos=(1, 2)),
         Group(name="both/up", direction=UP, qos=(0, 1, 2)),
         Group(name="both/down", direction=DOWN, qos=(0, 1, 2)),
         Group(name="down/aged", direction=DOWN, qos=(1, 2)),
@@ -65,11 +71,15 @@ GROUPS: Mapping[str, Group] = {
         Group(name="down/queue", direction=DOWN, qos=(0,)),
         Group(name="down/moved", direction=DOWN, qos=(1, 2)),
         Group(name="down/plain", direction=DOWN, qos=(0, 1, 2), topics=2),
+        Group(name="cross/down", direction=DOWN, qos=(1, 2)),
         Group(name="coming/down", direction=DOWN, qos=(0, 1, 2)),
     )
 }
 MOVED = ("up/moved", "down/moved")
 AGED = ("up/aged", "down/aged")
+CROSSED = ("cross/up", "cross/down")
+"""Their topics have two routes each, for which a broker may send each message twice. One copy crosses, or both where
+the bridge cannot be sure, as after it was killed."""
 COMING = ("coming/up", "coming/down")
 
 
@@ -79,7 +89,11 @@ class Routes:
     def __init__(self) -> None:
         self._settings: dict[str, Setting] = {}
         for group in GROUPS.values():
-            if not group.name.startswith("both/"):
+            if group.name in CROSSED:
+                self._settings[group.name] = Setting(group.direction, f"{group.name}/+/0")
+                for qos in group.qos:
+                    self._settings[f"{group.name} {qos}"] = Setting(group.direction, f"{group.name}/{qos}/+")
+            elif not group.name.startswith("both/"):
                 self._settings[group.name] = Setting(group.direction, f"{group.name}/#")
         self._settings["both"] = Setting("both", "both/#")
         self["up/own"].options["own_stream"] = True

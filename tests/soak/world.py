@@ -119,7 +119,9 @@ class World(contextlib.AsyncExitStack):
         for item in GROUPS.values():
             source = self.local if item.direction == UP else self.remote
             for topic, qos in item.all_topics:
-                stream = self.streams[topic] = Stream(topic, qos, may_fall=item.may_fall)
+                stream = self.streams[topic] = Stream(
+                    topic, qos, may_fall=item.may_fall, may_come_twice=item.may_come_twice
+                )
                 arrivals[item.direction] |= dict.fromkeys(item.arrives_as(topic), stream)
                 random = Random(f"{self._seed} {topic}")
                 publisher = Publisher(source, stream, rate, random, self.now)
@@ -137,7 +139,9 @@ class World(contextlib.AsyncExitStack):
             arrivals[direction][probe.topic] = probe
             self.probes.append((source, probe))
             targets = [f"{name}/{way}/#" for name in TARGETS]
-            subscriber = Subscriber(target, [f"{way}/#", f"coming/{way}/#", "both/#", *targets], arrivals[direction])
+            subscriber = Subscriber(
+                target, [f"{way}/#", f"coming/{way}/#", f"cross/{way}/#", "both/#", *targets], arrivals[direction]
+            )
             self.subscribers.append(subscriber)
             self._run(group, subscriber.run())
         for publishers in self.publishers.values():
