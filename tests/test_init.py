@@ -21,6 +21,7 @@ from .ha_helpers import (
     local_data,
     mqtt_entry,
     remote_data,
+    route_data,
     set_up,
     state,
     wait_for_state,
@@ -169,6 +170,25 @@ async def test_changed_routes_take_effect_without_a_reconnect(
     assert local_broker.log.count(f"as {CLIENT_ID}-local") == 1
 
 
+async def test_a_route_that_is_added_during_the_set_up(
+    hass: HomeAssistant, local_broker: Mosquitto, remote_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    entry.add_to_hass(hass)
+    setting_up = hass.async_create_task(hass.config_entries.async_setup(entry.entry_id))
+    await wait_until(lambda: hasattr(entry, "runtime_data"), 10)
+    assert entry.state is ConfigEntryState.SETUP_IN_PROGRESS
+    data = route_data("to_remote", "late/#")
+    route = ConfigSubentry(data=MappingProxyType(data), subentry_type="route", title="late/#", unique_id=None)
+    hass.config_entries.async_add_subentry(entry, route)
+    await setting_up
+    await wait_running(hass, entry)
+    async with Client(*local_broker.address) as home, Client(*remote_broker.address) as away:
+        await away.subscribe("late/#", qos=1)
+        await home.publish("late/lamp", b"on", qos=1)
+        await away.wait_for(1)
+
+
 async def test_entities_of_another_version_go(hass: HomeAssistant, socket_enabled: None, certs: Certificates) -> None:
     """After a downgrade, say; those that are there keep what a person has made of them."""
     entry = bridge_entry(local_data(None), remote_data(free_port(), certs.ca_pem))
@@ -210,8 +230,10 @@ async def test_removing_does_not_wait_for_brokers_that_are_away(
     hass: HomeAssistant, quic_front: Front, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("custom_components.quic_bridge.FAREWELL_TIMEOUT", 0.2)
+    monkeypatch.setattr("custom_components.quic_bridge.FAREWELL_PATIENCE", 0.5)
     quic_front.freeze()
-    entry = bridge_entry(local_data(None), remote_data(quic_front.port, None))
+    addresses = [{"host": "127.0.0.1", "port": quic_front.port}] * 50
+    entry = bridge_entry(local_data(None), remote_data(quic_front.port, None, addresses=addresses))
     entry.add_to_hass(hass)
     began = time.monotonic()
     with caplog.at_level(logging.DEBUG, "custom_components.quic_bridge"):

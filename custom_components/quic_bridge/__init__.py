@@ -35,6 +35,8 @@ _LOGGER = logging.getLogger(__name__)
 
 FAREWELL_TIMEOUT: Final = 4.0
 """Seconds for a broker to take note that the bridge was removed; a person waits for the removal meanwhile."""
+FAREWELL_PATIENCE: Final = 10.0
+"""Seconds for all the addresses of a broker."""
 
 _SESSION_KEPT: Final = "The %s broker still keeps the session of the bridge that was removed: %r"
 
@@ -58,10 +60,11 @@ async def async_setup_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -
         )
     coordinator = QuicBridgeCoordinator(hass, entry)
     entry.runtime_data = coordinator
+    # From now on, as the bridge has what is stored at this moment.
+    entry.async_on_unload(entry.add_update_listener(_async_entry_updated))
     # The entities first, so that they see what the bridge tells from its start on.
     await hass.config_entries.async_forward_entry_setups(entry, PLATFORMS)
     _remove_stale_entities(hass, entry)
-    entry.async_on_unload(entry.add_update_listener(_async_entry_updated))
     await coordinator.async_start()
     return True
 
@@ -126,9 +129,10 @@ async def _async_forget(side: Side, endpoints: Callable[[], list[BrokerConfig]],
     except BridgeError as error:
         _LOGGER.debug(_SESSION_KEPT, side, error)
         return
+    deadline = asyncio.get_running_loop().time() + FAREWELL_PATIENCE
     for broker in brokers:
         try:
-            async with asyncio.timeout(FAREWELL_TIMEOUT):
+            async with asyncio.timeout_at(deadline), asyncio.timeout(FAREWELL_TIMEOUT):
                 await forget_session(broker, status_topic)
         except (BridgeError, TimeoutError) as error:
             _LOGGER.debug(_SESSION_KEPT, side, error)
