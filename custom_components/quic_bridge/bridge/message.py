@@ -114,9 +114,14 @@ class Message:
         return min(self.source_qos, route.max_qos, target.limits.max_qos)
 
     @property
+    def topic_name(self) -> bytes:
+        """The topic as the source has it; there must be a packet."""
+        return codec.publish_topic(self.header, self.packet)
+
+    @property
     def topic(self) -> str:
         """The topic, for people."""
-        return codec.publish_topic(self.header, self.packet).decode(errors="replace") if self.packet else ""
+        return self.topic_name.decode(errors="replace") if self.packet else ""
 
     def wait(self) -> None:
         """Note when it will expire, as it cannot be sent at once. Raises MalformedPacketError."""

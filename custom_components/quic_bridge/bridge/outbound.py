@@ -1,8 +1,9 @@
 """Messages to the remote: as the Sender, and an Outbox that takes over while the remote is away."""
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, override
 
 from . import codec
@@ -61,12 +62,8 @@ class OutboundSender(Sender, SpoolOwner):
     @override
     def status(self) -> DirectionStatus:
         status = super().status
-        return DirectionStatus(
-            forwarded=status.forwarded,
-            bytes=status.bytes,
-            waiting=status.waiting + self._spool.waiting,
-            dropped=dict(Counter(status.dropped) + Counter(self._spool.dropped)),
-        )
+        dropped = Counter(status.dropped) + Counter(self._spool.dropped)
+        return replace(status, waiting=status.waiting + self._spool.waiting, dropped=dict(dropped))
 
     @property
     @override
@@ -85,7 +82,7 @@ class OutboundSender(Sender, SpoolOwner):
     def target_lost(self, error: BridgeError | None) -> None:
         super().target_lost(error)
         self._spool.target_lost()
-        if self._flying or self._queue:
+        if self._flying or self._backlog.messages:
             self._plan_takeover()
 
     @override
@@ -99,7 +96,7 @@ class OutboundSender(Sender, SpoolOwner):
         if not self._spool.usable or self._spool.active:
             return
         window = self._owner.window
-        if window is not None and len(self._queue) > min(_MANY, window // 2):
+        if window is not None and len(self._backlog) > min(_MANY, window // 2):
             self._take_over()
         elif self._takeover is None:
             self._takeover = asyncio.get_running_loop().call_later(self._delay, self._take_over)
@@ -116,10 +113,7 @@ class OutboundSender(Sender, SpoolOwner):
         moved = [message for message in self._flying if message.row is None]
         for message in moved:
             self._flying.remove(message.mid)
-        moved += [message for message in self._queue if message.row is None]
-        self._queue = deque(message for message in self._queue if message.row is not None)
-        self._queued_bytes = sum(len(message.packet) for message in self._queue)
-        self._spool.begin(moved)
+        self._spool.begin(moved + self._backlog.take_out(lambda message: message.row is None))
         self.throttle()
 
     # --- new messages -------------------------------------------------------------------------------------------------
@@ -150,7 +144,7 @@ class OutboundSender(Sender, SpoolOwner):
     def _keep_qos_0(self, message: Message, policy: Qos0Policy) -> None:
         if not self._spool.usable:
             super()._keep_qos_0(message, policy)
-        elif len(self._queue) + self._spool.waiting >= _MAX_PENDING_QOS_0:
+        elif len(self._backlog) + self._spool.waiting >= _MAX_PENDING_QOS_0:
             self.drop(message, DropReason.CONGESTED, "QoS 0")
         elif self._spool.active:
             self._store(message)
@@ -225,8 +219,7 @@ class OutboundSender(Sender, SpoolOwner):
             if row.released:
                 message.qos = 2
                 message.stage = Stage.RECEIVED
-            self._queue.append(message)
-            self._queued_bytes += len(packet)
+            self._backlog.append(message)
         self._pump()
 
     @override
@@ -249,8 +242,8 @@ class OutboundSender(Sender, SpoolOwner):
         else:
             for message in started:
                 self._flying.add(message)
-        self._queue.extend(waiting)
-        self._queued_bytes += sum(len(message.packet) for message in waiting)
+        for message in waiting:
+            self._backlog.append(message)
         self._pump()
 
     @override

@@ -1,20 +1,21 @@
 """The target's side of a direction: what is under way to it, what waits for it, and what it answers.
 
-`_flying` has the messages for which the target has something to say, `_queue` those that it has yet to be sent, in
+`_flying` has the messages for which the target has something to say, `_backlog` those that it has yet to be sent, in
 order. A message that lost its source session stays in one of them until it is delivered, an orphan.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 import logging
 from typing import Final, Protocol, override
 
 from . import codec
+from .backlog import Backlog
 from .data_streams import DataStream, DataStreams, StreamOwner
-from .errors import BridgeError, ErrorCode
+from .errors import BridgeError
 from .guard import LoopError, LoopGuard, PathMarker
 from .message import InFlight, Message, Stage, encode, next_number
+from .poison import Suspicion
 from .reasons import reason_text
 from .routes import Direction, Qos0Policy, Route, Router
 from .session import AckReceiver, MqttSession
@@ -28,18 +29,6 @@ _OVER_QUOTA: Final = (0x93, 0x97)
 """Receive Maximum exceeded, quota exceeded: that passes."""
 _QUOTA_PAUSE: Final = 1.0
 _QUOTA_TRIES: Final = 60
-_STRIKES: Final = 3
-_STRIKES_ALONE: Final = 5
-_THROWN_OUT: Final = frozenset(
-    {
-        ErrorCode.CLOSED_BY_BROKER,
-        ErrorCode.BROKER_DISCONNECT,
-        ErrorCode.PROTOCOL_ERROR,
-        ErrorCode.NOT_AUTHORIZED,
-        ErrorCode.KEEPALIVE_TIMEOUT,
-    }
-)
-"""How a session ends when the broker does not like a message, or never waits until all of it has arrived."""
 _PACKET_IDENTIFIER_IN_USE: Final = 0x91
 
 
@@ -88,14 +77,13 @@ class Sender(AckReceiver, StreamOwner):
         self._on_drop = on_drop
         self._target: MqttSession | None = None
         self._flying = InFlight()
-        self._queue: deque[Message] = deque()
-        self._queued_bytes = 0
+        self._backlog = Backlog()
         self._data_streams = DataStreams(self)
         self._held_from: int | None = None
         """Messages from this number on wait until all before them are through: routes got other streams."""
         self._over_quota = False
         self._pause: asyncio.TimerHandle | None = None
-        self._strikes = 0
+        self._suspicion = Suspicion()
         self._forwarded = 0
         self._bytes = 0
         self._dropped: dict[DropReason, int] = {}
@@ -121,7 +109,7 @@ class Sender(AckReceiver, StreamOwner):
         return DirectionStatus(
             forwarded=self._forwarded,
             bytes=self._bytes,
-            waiting=len(self._flying) + len(self._queue) + self._data_streams.waiting,
+            waiting=len(self._flying) + len(self._backlog) + self._data_streams.waiting,
             dropped=dict(self._dropped),
         )
 
@@ -179,7 +167,7 @@ class Sender(AckReceiver, StreamOwner):
         Not while a QoS 2 message waits for the source's PUBREL, which would never be read.
         """
         congested = self._target is not None and self._target.congested
-        full = self._queued_bytes > (_MAX_QUEUED_BYTES // 2 if self._owner.paused else _MAX_QUEUED_BYTES)
+        full = self._backlog.bytes > (_MAX_QUEUED_BYTES // 2 if self._owner.paused else _MAX_QUEUED_BYTES)
         if full and not congested:
             full = not any(message.stage is Stage.RECEIVED for message in self._flying)
         self._owner.pause(congested or full)
@@ -188,22 +176,26 @@ class Sender(AckReceiver, StreamOwner):
 
     def _forward(self, message: Message) -> None:
         """Send a new message, or let it wait for its turn."""
-        if self._queue or not self._try_to_send(message):
+        if self._backlog.messages or not self._try_to_send(message):
             self._enqueue(message)
         elif self._data_streams.waiting:
             self._data_streams.pump()
 
     def _enqueue(self, message: Message) -> None:
         """Let a message wait for the target."""
+        if self._may_wait(message):
+            self._backlog.append(message)
+            if self._backlog.bytes > _MAX_QUEUED_BYTES:
+                self.throttle()
+
+    def _may_wait(self, message: Message) -> bool:
+        """Note when a message will expire that has to wait; False: it is malformed, and was dropped."""
         try:
             message.wait()
         except codec.MalformedPacketError as error:
             self.drop(message, DropReason.REJECTED, str(error))
-            return
-        self._queue.append(message)
-        self._queued_bytes += len(message.packet)
-        if self._queued_bytes > _MAX_QUEUED_BYTES:
-            self.throttle()
+            return False
+        return True
 
     def _forward_qos_0(self, message: Message, route: Route) -> None:
         target = self._target
@@ -220,33 +212,23 @@ class Sender(AckReceiver, StreamOwner):
 
     def _has_earlier_qos_0(self, message: Message) -> bool:
         """Whether a QoS 0 message of its topic waits that it must not pass, although the target is back."""
-        return any(not item.mid and item.topic == message.topic for item in self._queue)
+        return self._backlog.qos_0 > 0 and self._backlog.newest(message.topic_name) is not None
 
     def _keep_qos_0(self, message: Message, policy: Qos0Policy) -> None:
         """Let a QoS 0 message wait for the target, as its route wants."""
-        waiting = [(place, item) for place, item in enumerate(self._queue) if not item.mid]
-        if policy is Qos0Policy.LATEST:
-            for place, item in waiting:
-                if item.topic == message.topic:
-                    self._replace(place, message)
-                    return
-        if len(waiting) >= _MAX_QUEUED_QOS_0:
+        older = self._backlog.newest(message.topic_name) if policy is Qos0Policy.LATEST else None
+        if older is not None:
+            self._replace(older, message)
+        elif self._backlog.qos_0 >= _MAX_QUEUED_QOS_0:
             self.drop(message, DropReason.CONGESTED, "QoS 0")
         else:
             self._enqueue(message)
 
-    def _replace(self, place: int, new: Message) -> None:
+    def _replace(self, older: Message, newer: Message) -> None:
         """Let a QoS 0 message wait in the place of an earlier one of its topic, for as long as it may itself."""
-        try:
-            new.wait()
-        except codec.MalformedPacketError as error:
-            self.drop(new, DropReason.REJECTED, str(error))
-            return
-        old = self._queue[place]
-        new.number = old.number
-        self._queue[place] = new
-        self._queued_bytes += len(new.packet) - len(old.packet)
-        self.drop(old, DropReason.REPLACED, "QoS 0")
+        if self._may_wait(newer):
+            self._backlog.replace(older, newer)
+            self.drop(older, DropReason.REPLACED, "QoS 0")
 
     def _try_to_send(self, message: Message) -> bool:
         """Write a message to the target, or leave it to its route's own stream; False: not now."""
@@ -284,7 +266,7 @@ class Sender(AckReceiver, StreamOwner):
 
     def _has_place(self, target: MqttSession, message: Message) -> bool:
         """Whether the target's window has a place for a message, and its packet identifier is free there."""
-        window = target.window if self._strikes < _STRIKES else 1
+        window = 1 if self._suspicion.alone else target.window
         mid = message.mid
         if mid in self._flying or mid in target.reserved:
             return False
@@ -296,7 +278,7 @@ class Sender(AckReceiver, StreamOwner):
 
     def _own_stream(self, message: Message) -> DataStream | None:
         """Return the stream of the message's route, if it has one that can carry it."""
-        return self._data_streams.find(message) if self._strikes < _STRIKES else None
+        return None if self._suspicion.alone else self._data_streams.find(message)
 
     @override
     def send_on(self, stream: DataStream, message: Message) -> bool:
@@ -320,22 +302,13 @@ class Sender(AckReceiver, StreamOwner):
             self._flying.remove(message.mid)
             message.again = True
             message.stage = Stage.QUEUED
-        self._put_in_front(under_way, waiting)
+        self._backlog.put_in_front(under_way, waiting)
         self._pump()
-
-    def _put_in_front(self, sent: Sequence[Message], waiting: Sequence[Message]) -> None:
-        """Let messages wait before all others; before these, by their order, what was sent before and comes again."""
-        first = list(sent)
-        while self._queue and self._queue[0].tries:
-            first.append(self._queue.popleft())
-        first.sort(key=lambda message: message.number)
-        self._queue.extendleft(reversed((*first, *waiting)))
-        self._queued_bytes += sum(len(message.packet) for message in (*sent, *waiting))
 
     @override
     def queued(self, size: int) -> None:
-        self._queued_bytes += size
-        if self._queued_bytes > _MAX_QUEUED_BYTES:
+        self._backlog.bytes += size
+        if self._backlog.bytes > _MAX_QUEUED_BYTES:
             self.throttle()
 
     def _write(self, target: MqttSession, message: Message, qos: int, stream: DataStream | None = None) -> None:
@@ -371,15 +344,14 @@ class Sender(AckReceiver, StreamOwner):
 
     def _pump(self) -> None:
         """Send what waits, in order, as far as the target lets us."""
-        queue = self._queue
+        backlog = self._backlog
         if self._held_from is not None:
             self._data_streams.pump()  # for which others may wait
-        while queue:
-            size = len(queue[0].packet)
-            if not self._try_to_send(queue[0]):
+        while backlog.messages:
+            size = len(backlog.messages[0].packet)
+            if not self._try_to_send(backlog.messages[0]):
                 break
-            del queue[0]
-            self._queued_bytes -= size
+            backlog.popleft(size)
         self._data_streams.pump()
         if self._owner.paused:
             self.throttle()
@@ -403,7 +375,7 @@ class Sender(AckReceiver, StreamOwner):
             # The target's places may all be held by QoS 2 messages from before a restart of ours, which wait here
             # behind older ones that it has no place for. Order is per topic and QoS (MQTT 5, 4.6).
             self._over_quota = False
-            self._queue = deque(sorted(self._queue, key=lambda item: not (item.expected and item.source_qos == 2)))
+            self._backlog.put_first(lambda message: message.expected and message.source_qos == 2)
         self._pump()
         self.throttle()
 
@@ -423,7 +395,7 @@ class Sender(AckReceiver, StreamOwner):
                 again.append(message)
             else:
                 self._delivered(message)  # only its PUBREL was left, and the target has forgotten it
-        self._put_in_front(again, ())
+        self._backlog.put_in_front(again, ())
 
     @override
     def target_lost(self, error: BridgeError | None) -> None:
@@ -435,8 +407,8 @@ class Sender(AckReceiver, StreamOwner):
                 self.drop(message, DropReason.DISCONNECTED, "QoS 0")
             else:
                 waiting.append(message)
-        self._put_in_front((), waiting)
-        if error is not None and error.code in _THROWN_OUT:
+        self._backlog.put_in_front((), waiting)
+        if error is not None:
             self._suspect(error)
         if self._pause is not None:
             self._pause.cancel()
@@ -444,21 +416,12 @@ class Sender(AckReceiver, StreamOwner):
         self.throttle()
 
     def _suspect(self, error: BridgeError) -> None:
-        """Find a message for which the target ends the connection each time, so that it does not stop all others.
-
-        A broker that restarts looks the same, so it takes several times in a row without any acknowledgement until
-        messages are sent one by one, and several more for the one that is alone then.
-        """
-        sent = [message for message in self._flying if message.stage is Stage.SENT]
-        if not sent:
-            return
-        self._strikes += 1
-        if self._strikes > _STRIKES and len(sent) == 1:
-            sent[0].strikes += 1
-            if sent[0].strikes >= _STRIKES_ALONE:
-                self._flying.remove(sent[0].mid)
-                detail = f"the broker ended the connection {_STRIKES_ALONE} times when it was sent"
-                self.drop(sent[0], DropReason.REJECTED, f"{sent[0].topic}: {detail}: {error.text}")
+        """Give up the message for which the target ends the connection each time, if there is one."""
+        poison = self._suspicion.lost(error, [message for message in self._flying if message.stage is Stage.SENT])
+        if poison is not None:
+            self._flying.remove(poison.mid)
+            detail = f"the broker ended the connection {poison.strikes} times when it was sent"
+            self.drop(poison, DropReason.REJECTED, f"{poison.topic}: {detail}: {error.text}")
 
     @override
     def target_writable(self) -> None:
@@ -476,7 +439,8 @@ class Sender(AckReceiver, StreamOwner):
     @override
     def target_ack(self, packet_type: int, mid: int, reason: int) -> None:
         message = self._flying.get(mid)
-        self._strikes = 0
+        if self._suspicion.strikes:
+            self._suspicion.clear()
         if message is None:
             if packet_type == codec.PUBREC and self._target is not None:
                 # Nobody waits for it any more; PUBREL lets the target close its books.
@@ -527,12 +491,11 @@ class Sender(AckReceiver, StreamOwner):
             self._try_later(message)
         else:
             self.drop(message, DropReason.REJECTED, f"the broker said {reason_text(reason)}")
-        if self._queue or self._data_streams.waiting:
+        if self._backlog.messages or self._data_streams.waiting:
             self._pump()
 
     def _requeue(self, message: Message) -> None:
-        self._queue.appendleft(message)
-        self._queued_bytes += len(message.packet)
+        self._backlog.put_back(message)
         self._pump()
 
     def _try_later(self, message: Message) -> None:
