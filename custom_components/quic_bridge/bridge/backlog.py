@@ -52,7 +52,7 @@ class Backlog:
         first.sort(key=lambda message: message.number)
         self.messages.extendleft(reversed((*first, *waiting)))
         self.bytes += sum(len(message.packet) for message in (*sent, *waiting))
-        for message in waiting:
+        for message in reversed(waiting):
             if not message.mid:
                 self.qos_0 += 1
                 self._newest.setdefault(message.topic_name, message)
