@@ -6,7 +6,6 @@ from enum import StrEnum
 
 from .bridge.routes import Direction, Route
 from .bridge.status import BridgeStatus, LinkState, Side
-from .bridge.topic_tree import TopicTree
 
 _SOURCES = ((Direction.TO_REMOTE, Side.LOCAL), (Direction.TO_LOCAL, Side.REMOTE))
 """Which broker is asked for the messages of a direction."""
@@ -46,10 +45,9 @@ def route_problems(
         link = status.local if side is Side.LOCAL else status.remote
         if link.state is LinkState.STOPPED or not link.failed_filters:
             continue
-        refused = TopicTree(link.failed_filters.items())
         for route in routes:
             way = route.way(direction)
-            reason = next(refused.covering(way.topic_filter), None) if way else None
+            reason = link.failed_filters.get(way.topic_filter) if way else None
             if reason is not None:
                 yield RouteProblem(Problem.REFUSED, route, side=side, reason=reason)
     for route in routes:

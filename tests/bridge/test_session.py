@@ -438,6 +438,32 @@ async def test_a_refused_filter_is_named_and_the_others_work(wire: Wire, caplog:
     assert warnings == ["The remote broker refused subscriptions: forbidden/# (not authorized (0x87))"]
 
 
+async def test_a_refused_filter_takes_no_other_with_it(wire: Wire) -> None:
+    """What it covers is subscribed instead, at the same connection; if it is allowed later, it covers them again."""
+    wire.routes += tuple(
+        Route(id=name, direction=Direction.TO_LOCAL, topic_filter=name) for name in ("t/+/a", "t/b/a", "t/c")
+    )
+    connection = await wire.start()
+    connection.answer_subscribe = False
+    await connection.handshake()
+    asked: list[list[str]] = []
+    refusals: list[set[str]] = [{"t/#"}, {"t/+/a"}, set()]
+    for refused in refusals:
+        mid, wanted = decode_subscribe(await connection.receive(), v5=True)
+        asked.append([item.topic_filter for item in wanted])
+        codes = [0x87 if item.topic_filter in refused else item.qos for item in wanted]
+        connection.send(encode_suback(mid, codes, v5=True))
+    assert asked == [["t/#", "barrier"], ["t/+/a", "t/c"], ["t/b/a"]]
+    await wire.running()
+    assert list(wire.link.failed_filters) == ["t/#", "t/+/a"]
+    await connection.close()
+    await wait_until(lambda: wire.link.state is not LinkState.CONNECTED, what="loss")
+    again = await wire.remote_broker.session()
+    await wait_until(lambda: set(again.filters) == {"t/#", "barrier"}, what="what covers all")
+    await wire.running()
+    assert wire.link.failed_filters == {}
+
+
 async def test_a_suback_with_too_few_codes(wire: Wire) -> None:
     connection = await wire.start()
     connection.answer_subscribe = False

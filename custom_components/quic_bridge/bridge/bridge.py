@@ -76,7 +76,7 @@ class Bridge:
             FailoverConfig(),
             publishes=self._outbound.receiver,
             acks=self._inbound.sender,
-            subscriptions=lambda: subscriptions(self._routes, Direction.TO_REMOTE),
+            subscriptions=lambda refused: subscriptions(self._routes, Direction.TO_REMOTE, refused),
             changed=self._changed,
             presence=self._local_presence,
         )
@@ -87,7 +87,7 @@ class Bridge:
             config.failover,
             publishes=self._inbound.receiver,
             acks=self._publisher,
-            subscriptions=lambda: subscriptions(self._routes, Direction.TO_LOCAL),
+            subscriptions=lambda refused: subscriptions(self._routes, Direction.TO_LOCAL, refused),
             changed=self._changed,
             resources=self._quic,
             presence=self._remote_presence,

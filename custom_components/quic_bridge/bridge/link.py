@@ -1,7 +1,7 @@
 """One broker connection's life: connect, session up, loss, back-off, again. The same for both sides."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 import logging
@@ -48,7 +48,7 @@ class Link:
         *,
         publishes: PublishReceiver,
         acks: AckReceiver,
-        subscriptions: Callable[[], Sequence[Subscription]],
+        subscriptions: Callable[[Collection[str]], Sequence[Subscription]],
         changed: Callable[[], None],
         resources: QuicResources | None = None,
         presence: Presence | None = None,
@@ -301,40 +301,52 @@ class Link:
                 self._subscribed.clear()
             fresh = self._subscribed_in is not session
             self._subscribed_in = session
-            wanted = {item.topic_filter: item for item in self._identified(session, fresh=fresh)}
-            # A session that was resumed has its subscriptions, but asking again costs little and mends what is amiss.
-            asked = [item for name, item in wanted.items() if fresh or self._subscribed.get(name) != item]
-            gone = [name for name in self._subscribed if name not in wanted]
-            # What is subscribed gets its identifier before another filter is subscribed that overlaps it.
-            present = self._subscribed
-            known = [
-                _once_more(item, present[item.topic_filter], fresh=fresh)
-                for item in asked
-                if item.topic_filter in present
-            ]
-            codes = await session.subscribe(known)
-            codes |= await session.subscribe([item for item in asked if item.topic_filter not in present])
-            refused = {name: reason_text(code) for name, code in codes.items()}
+            asked = set[str]()
+            refused: dict[str, str] = {}
+            while True:
+                wanted = {item.topic_filter: item for item in self._identified(session, refused, fresh=fresh)}
+                # A session that was resumed has its subscriptions, but asking again costs little and mends what is
+                # amiss.
+                codes = await self._ask(
+                    session,
+                    [
+                        item
+                        for name, item in wanted.items()
+                        if (fresh and name not in asked) or self._subscribed.get(name) != item
+                    ],
+                    fresh=fresh,
+                )
+                asked |= wanted.keys()
+                if not codes:
+                    break
+                # What is refused may have covered filters that are not.
+                refused |= {name: reason_text(code) for name, code in codes.items()}
             self._tell_refused(refused)
-            again = {item.topic_filter for item in asked}
-            kept = {
-                name: reason
-                for name, reason in self._failed_filters.items()
-                if not fresh and name in wanted and name not in again
-            }
-            self._failed_filters = kept | refused
-            self._subscribed |= {item.topic_filter: item for item in asked if item.topic_filter not in refused}
+            self._failed_filters = refused
+            gone = [name for name in self._subscribed if name not in wanted and name not in refused]
             if gone:
                 await session.unsubscribe(gone)
                 for name in gone:
                     del self._subscribed[name]
 
-    def _identified(self, session: MqttSession, *, fresh: bool) -> list[Subscription]:
+    async def _ask(self, session: MqttSession, wanted: Sequence[Subscription], *, fresh: bool) -> dict[str, int]:
+        """Subscribe; returns what was refused."""
+        # What is subscribed gets its identifier before another filter is subscribed that overlaps it.
+        present = self._subscribed
+        known = [
+            _once_more(item, present[item.topic_filter], fresh=fresh) for item in wanted if item.topic_filter in present
+        ]
+        codes = await session.subscribe(known)
+        codes |= await session.subscribe([item for item in wanted if item.topic_filter not in present])
+        self._subscribed |= {item.topic_filter: item for item in wanted if item.topic_filter not in codes}
+        return codes
+
+    def _identified(self, session: MqttSession, refused: Collection[str], *, fresh: bool) -> list[Subscription]:
         """Return what is to be subscribed, with identifiers where subscriptions overlap and the broker has them.
 
         One that is not needed any more stays until the next connection: it does no harm.
         """
-        wanted = self._subscriptions()
+        wanted = self._subscriptions(refused)
         if not session.v5 or not session.limits.subscription_identifiers:
             return list(wanted)
         present = {name: item.identifier for name, item in self._subscribed.items() if item.identifier is not None}

@@ -1,6 +1,6 @@
 """Which topics go where, under which name, and how. Knows nothing of connections."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -129,16 +129,18 @@ class Subscription:
     """Subscription Identifier (MQTT 5, 3.8.2.1.2); see overlaps.py."""
 
 
-def subscriptions(routes: Iterable[Route], direction: Direction) -> list[Subscription]:
+def subscriptions(routes: Iterable[Route], direction: Direction, refused: Collection[str] = ()) -> list[Subscription]:
     """Filters to subscribe at the source of `direction`, each with the most that its routes want.
 
     A filter covered by another is left out, as a broker may deliver a message once for each filter it matches
     (MQTT 5, 3.3.4), and one message in must be one message out. Where filters overlap otherwise, all are asked with the
     highest quality of service among them: else the first copy, which crosses, might have a lower one than the second.
+
+    `refused` are filters that the source does not let us subscribe, which so cover no others.
     """
     wanted: dict[str, list[Route]] = {}
     for route in routes:
-        if way := route.way(direction):
+        if (way := route.way(direction)) and way.topic_filter not in refused:
             wanted.setdefault(way.topic_filter, []).append(route)
     tree = TopicTree((topic_filter, topic_filter) for topic_filter in wanted)
     served: dict[str, list[Route]] = {}
