@@ -115,7 +115,7 @@ def test_the_brokers_own_faults_are_seen(tmp_path: Path) -> None:
     )
     log = BrokerLog(path)
     faults = log.faults()
-    assert (faults.repeated, faults.overtaken) == ({}, {"t/b": 1})
+    assert (faults.repeated, faults.overtaken, faults.again) == ({}, {"t/b": 1}, {"t/b": 1})
     with path.open("a") as file:
         file.write(
             "ISH to bridge (d1, q2, r0, m7, 't/a', ... (3 bytes))\n4: Received PUBCOMP from bridge (Mid: 7, RC:0)\n"

@@ -31,8 +31,12 @@ class BrokerFaults:
     overtaken: Counter[str] = field(default_factory=Counter)
     """Sent after a later one."""
 
+    again: Counter[str] = field(default_factory=Counter)
+    """QoS 1, sent to the bridge again after a reconnect, as it must: no fault. But where the bridge has dropped a
+    message and its PUBACK got lost, it takes the repeat for another one, which then comes after later ones."""
+
     def __add__(self, other: BrokerFaults) -> BrokerFaults:
-        return BrokerFaults(self.repeated + other.repeated, self.overtaken + other.overtaken)
+        return BrokerFaults(self.repeated + other.repeated, self.overtaken + other.overtaken, self.again + other.again)
 
     def __bool__(self) -> bool:
         return bool(self.repeated or self.overtaken)
@@ -69,7 +73,9 @@ class BrokerLog:
             topic = match["topic"].decode()
             if match["qos"] == b"2" and (match["c3"], match["m3"]) in self._released:
                 repeated.add((match["c3"], match["m3"], topic))
-            elif match["dup"] == b"0":
+            elif match["dup"] == b"1":
+                faults.again[topic] += match["qos"] == b"1" and match["c3"] == b"bridge"
+            else:
                 mid, stream = int(match["m3"]), (match["c3"], match["topic"])
                 if 0 < self._highest.get(stream, 0) - mid < _WRAP:
                     faults.overtaken[topic] += 1
