@@ -65,6 +65,14 @@ class _Nobody(PublishReceiver, AckReceiver):
     def target_mids(self) -> Collection[int]:
         return ()
 
+    @override
+    def source_overdue(self, now: float) -> bool:
+        return False
+
+    @override
+    def target_overdue(self, now: float) -> bool:
+        return False
+
 
 class _Deaf(TransportReceiver):
     """Takes bytes that nobody asked for."""

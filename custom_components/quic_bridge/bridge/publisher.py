@@ -321,6 +321,10 @@ class Publisher(AckReceiver):
     def target_mids(self) -> Collection[int]:
         return self._forwarder.target_mids()
 
+    @override
+    def target_overdue(self, now: float) -> bool:
+        return self._forwarder.target_overdue(now)
+
 
 def _most(session: MqttSession) -> int:
     """Messages of our own under way at a time: never more than half of what the broker takes."""

@@ -10,6 +10,7 @@ from . import codec
 from .copies import Copies
 from .echoes import Echoes
 from .message import Message, Stage
+from .overdue import GIVEN_UP, OverdueWatch
 from .routes import Plan, Router
 from .sender import Sender, SenderOwner
 from .session import MqttSession, PublishReceiver
@@ -33,6 +34,7 @@ class Receiver(PublishReceiver, SenderOwner):
         self._source: MqttSession | None = None
         self._owed: dict[int, Message] = {}
         self._completed: dict[int, int] = {}
+        self._overdue = OverdueWatch()
 
     # --- what the source says -----------------------------------------------------------------------------------------
 
@@ -129,6 +131,19 @@ class Receiver(PublishReceiver, SenderOwner):
             self._complete(message)
         else:
             self.sender.release(message)
+
+    @override
+    def source_overdue(self, now: float) -> bool:
+        oldest = next(
+            (
+                item
+                for item in self._owed.values()
+                if item.stage is Stage.RECEIVED and item.heard and not (item.released or item.spooling)
+                if item.strikes < GIVEN_UP
+            ),
+            None,
+        )
+        return self._source is not None and oldest is not None and self._overdue.look(self._source, oldest, now)
 
     def _disown(self, message: Message) -> None:
         """Owe the source nothing for a message any more; the target gets it all the same."""

@@ -15,6 +15,7 @@ from .data_streams import DataStream, DataStreams, StreamOwner
 from .errors import BridgeError
 from .guard import LoopError, LoopGuard, PathMarker
 from .message import InFlight, Message, Stage, encode, next_number
+from .overdue import GIVEN_UP, OverdueWatch
 from .poison import Suspicion
 from .reasons import reason_text
 from .routes import Direction, Qos0Policy, Route, Router
@@ -81,6 +82,7 @@ class Sender(AckReceiver, StreamOwner):
         self._data_streams = DataStreams(self)
         self._held_from: int | None = None
         """Messages from this number on wait until all before them are through: routes got other streams."""
+        self._overdue = OverdueWatch()
         self._over_quota = False
         self._pause: asyncio.TimerHandle | None = None
         self._suspicion = Suspicion()
@@ -435,6 +437,28 @@ class Sender(AckReceiver, StreamOwner):
     @override
     def target_mids(self) -> Collection[int]:
         return self._flying.mids
+
+    @override
+    def target_overdue(self, now: float) -> bool:
+        if self._target is None:
+            return False
+        oldest = next(
+            (
+                item
+                for item in self._flying
+                # Streams of routes have a watch of their own.
+                if item.stage is not Stage.RECEIVED and item.stream is None and item.strikes < GIVEN_UP
+            ),
+            None,
+        )
+        if oldest is None or not self._overdue.look(self._target, oldest, now):
+            return False
+        if oldest.strikes >= GIVEN_UP and oldest.stage is Stage.SENT:
+            self._flying.remove(oldest.mid)
+            self.drop(oldest, DropReason.REJECTED, f"{oldest.topic}: not acknowledged in {GIVEN_UP} connections")
+            self._pump()
+            return False
+        return True
 
     @override
     def target_ack(self, packet_type: int, mid: int, reason: int) -> None:

@@ -75,6 +75,9 @@ class PublishReceiver(Protocol):
     def source_release(self, mid: int) -> None:
         """Take a PUBREL."""
 
+    def source_overdue(self, now: float) -> bool:
+        """Look at a PINGRESP whether the broker fails to send a PUBREL."""
+
 
 class AckReceiver(Protocol):
     """Takes the broker's acknowledgements: the forwarder for which this broker is the target."""
@@ -96,6 +99,9 @@ class AckReceiver(Protocol):
 
     def target_mids(self) -> Collection[int]:
         """Packet identifiers in use towards the broker."""
+
+    def target_overdue(self, now: float) -> bool:
+        """Look at a PINGRESP whether the broker fails to acknowledge a message."""
 
 
 class MqttSession(TransportReceiver):
@@ -415,6 +421,7 @@ class MqttSession(TransportReceiver):
         if packet_type == codec.PINGRESP:
             self._keepalive.answered()
             self._answered(_PINGRESP, [])
+            self._look_for_overdue()
             return
         body = packet[header:]
         if packet_type == codec.DISCONNECT:
@@ -450,6 +457,16 @@ class MqttSession(TransportReceiver):
     def open_stream(self, receiver: StreamReceiver) -> ExtraStream | None:
         """Open a stream beside that of the session; None if there is none to be had, or no session."""
         return self.transport.open_stream(receiver) if self.connected else None
+
+    def _look_for_overdue(self) -> None:
+        """End a session in which the broker answers, but owes its word on a message (see overdue.py)."""
+        now = self._loop.time()
+        for word, overdue in (
+            ("acknowledge", self._acks.target_overdue(now)),
+            ("release", self._publishes.source_overdue(now)),
+        ):
+            if overdue:
+                self.fail(BridgeError(ErrorCode.PROTOCOL_ERROR, f"the broker does not {word} a message for a minute"))
 
     # --- flow -------------------------------------------------------------------------------------------------------
 
