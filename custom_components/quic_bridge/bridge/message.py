@@ -98,7 +98,7 @@ class Message:
         self.expires_at: float | None = None
         """Unix time at which its Message Expiry Interval ends; known for messages that had to wait."""
         self.strikes = 0
-        """How often the target ended the connection when this was sent alone."""
+        """How often a connection was ended for this one: by the target, or by us when its word was overdue."""
         self.tries = 0
         """How often the target said that it has no room for it."""
         self.stream: DataStream | None = None
