@@ -101,8 +101,8 @@ class BrokerConfig:
     """Most QoS 1 and 2 messages that this broker may have under way to us (MQTT 5).
 
     As many as there are packet identifiers: FlashMQ and NanoMQ drop what exceeds it, FlashMQ also while we are away,
-    instead of letting it wait (MQTT 5, 4.9), and brokers that let it wait have a bound of their own that is much lower. What we cannot pass on yet stops
-    our reading, by its bytes.
+    instead of letting it wait (MQTT 5, 4.9), and brokers that let it wait have a bound of their own that is much lower.
+    What we cannot pass on yet stops our reading, by its bytes.
     """
     max_payload: int = 10 * 1024 * 1024
     """Largest payload in bytes that we take from this broker; what is larger is dropped and counted."""
