@@ -546,6 +546,28 @@ def test_a_move_sends_again_what_is_under_way_and_knows_nothing_of_the_new_path(
     assert client.packets_acknowledged > before
 
 
+def test_the_first_packet_after_a_move_lets_the_peer_send_at_once(pair: Pair) -> None:
+    """Until it has validated the new address, it may send three times as much as it got from there."""
+    client = pair.client
+    client.send_stream_data(STREAM_ID, b"hello")
+    assert [len(datagram) < 100 for datagram in pair.to_server()] == [True]
+    pair.settle()
+    client.move(pair.now)
+    client.send_ping(1)
+    [(datagram, _)] = client.datagrams_to_send(pair.now)
+    assert len(datagram) == 1200
+    pair.peer.receive_datagram(datagram, ("192.0.2.3", 50000), pair.now)
+    pair.peer.send_stream_data(STREAM_ID, bytes(2000))
+    pair.now += DELAY
+    assert sum(map(len, pair.to_client())) > 2000, "it waits for the new address to be validated"
+    received = [event.data for event in pair.client_events if isinstance(event, events.StreamDataReceived)]
+    assert sum(map(len, received)) == 2000
+    # Once is enough.
+    pair.settle()
+    client.send_ping(2)
+    assert [len(datagram) < 100 for datagram in pair.to_server()] == [True]
+
+
 def test_no_move_before_the_handshake_is_confirmed(certs: Certificates) -> None:
     pair = Pair(certs)
     pair.to_server()

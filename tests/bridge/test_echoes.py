@@ -1,7 +1,9 @@
 """A topic both ways with brokers of MQTT 3.1.1, which have no No Local: no message comes back, and none is missed."""
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+import logging
 
 import pytest
 
@@ -57,7 +59,66 @@ def test_only_so_many_are_waited_for() -> None:
     assert len(echoes._expected) <= 10_000
 
 
+def test_what_should_not_come_back_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is taken for an echo then, and only what all comes back, in order and soon, is proof."""
+    now = 1000.0
+    monkeypatch.setattr(echoes_module, "monotonic", lambda: now)
+    seen: list[float] = []
+    echoes = Echoes()
+    echoes.watch(lambda: seen.append(now))
+
+    def publish(*payloads: bytes) -> None:
+        for payload in payloads:
+            echoes.expect(b"t", payload)
+
+    def receive(*payloads: bytes) -> None:
+        assert not any(echoes.take(b"t", payload) for payload in payloads)
+
+    publish(b"1", b"2")
+    receive(b"1", b"x", b"2")
+    assert not seen
+    # One is left out ...
+    publish(b"3", b"4", b"5")
+    receive(b"4", b"5")
+    assert not seen
+    # ... or late ...
+    publish(b"6")
+    now += 11
+    receive(b"6")
+    publish(b"7", b"8")
+    receive(b"7", b"8")
+    assert not seen
+    # ... or others just say the same, again and again.
+    publish(*[b"on", b"off"] * 10)
+    now += 11
+    publish(*[b"on", b"off"] * 10)
+    receive(*[b"on", b"off"] * 10)
+    assert not seen
+    publish(b"left out")
+    now += 11
+    publish(b"9", b"10", b"9", b"11")
+    receive(b"9", b"10", b"9")
+    assert not seen
+    receive(b"11")
+    assert seen == [now]
+
+    for _ in range(50):
+        assert len(seen) == 1
+        publish(b"round and round")
+        receive(b"round and round")
+    assert len(seen) == 2
+
+    publish(b"before")
+    echoes.watch(None)
+    publish(b"after")
+    assert [echoes.take(b"t", payload) for payload in (b"before", b"after")] == [False, True]
+
+
 # --- between brokers --------------------------------------------------------------------------------------------------
+
+
+PLAIN, BIT, FIVE = (4,), (4, 4 | BRIDGE_BIT), (5,)
+IGNORED = (4 | BRIDGE_BIT, 4)
 
 
 class Scene:
@@ -70,15 +131,22 @@ class Scene:
         self.bridge = bridge
 
 
+def make_gate(broker: Mosquitto, levels: tuple[int, ...], *, silent: bool) -> VersionGate:
+    return VersionGate(broker.address, *levels, silent=silent, ignores_bridge_bit=levels is IGNORED)
+
+
 @pytest.fixture
 async def scene(
     request: pytest.FixtureRequest, local_broker: Mosquitto, remote_broker: Mosquitto
 ) -> AsyncIterator[Scene]:
-    """The parameter: protocol levels that the local and the remote broker take, and whether they refuse silently."""
+    """The parameter: protocol levels that the local and the remote broker take, and whether they refuse silently.
+
+    With `IGNORED` for levels the broker takes the bridge bit and does as if it were not there.
+    """
     local_levels, remote_levels, silent = request.param
     async with AsyncExitStack() as stack:
-        local = await stack.enter_async_context(VersionGate(local_broker.address, *local_levels, silent=silent))
-        remote = await stack.enter_async_context(VersionGate(remote_broker.address, *remote_levels, silent=silent))
+        local = await stack.enter_async_context(make_gate(local_broker, local_levels, silent=silent))
+        remote = await stack.enter_async_context(make_gate(remote_broker, remote_levels, silent=silent))
 
         def config(gate: VersionGate) -> BrokerConfig:
             return BrokerConfig(host=gate.host, port=gate.port, client_id="bridge")
@@ -99,9 +167,6 @@ async def scene(
         await bridge.start()
         await wait_until(lambda: bridge.status.state is BridgeState.RUNNING, what="running")
         yield Scene(home, away, {"local": local, "remote": remote}, bridge)
-
-
-PLAIN, BIT, FIVE = (4,), (4, 4 | BRIDGE_BIT), (5,)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +227,42 @@ async def test_the_bridge_bit(scene: Scene, levels: list[int]) -> None:
         again = gate.levels[len(levels) :]
         assert again[-1] == levels[-1]
         assert set(again[:-1]) <= {5}
+
+
+@pytest.mark.parametrize(
+    ("scene", "sides"),
+    [
+        pytest.param((IGNORED, IGNORED, False), ("local", "remote"), id="both"),
+        pytest.param((FIVE, IGNORED, False), ("remote",), id="remote"),
+    ],
+    indirect=["scene"],
+)
+async def test_a_broker_that_ignores_the_bridge_bit(
+    scene: Scene, sides: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is found out before a message has gone round for long; then it is asked without, and echoes are known."""
+    home, away = scene.home, scene.away
+    for number in range(3):
+        await home.publish("both/lamp", b"%d" % number, 1)
+    gates = [scene.gates[side] for side in sides]
+    await wait_until(lambda: all(gate.levels[-2:] == [4 | BRIDGE_BIT, 4] for gate in gates), what="asked without")
+    await wait_until(lambda: scene.bridge.status.state is BridgeState.RUNNING, what="running")
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len([text for text in warnings if "ignores the bridge bit" in text]) == len(sides)
+
+    for number in range(10):
+        await home.publish("both/lamp", b"home %d" % number, 1)
+        await away.publish("both/lamp", b"away %d" % number, 1)
+    await home.publish("both/end", b"from home", 1)
+    await away.publish("both/end", b"from away", 1)
+    for client in (home, away):
+        await client.wait_for(lambda messages: sum(item.topic == "both/end" for item in messages) == 2)
+        counts = Counter(client.payloads)
+        assert set(counts) >= {b"0", b"1", b"2"}
+        assert {counts[b"%s %d" % (side, number)] for side in (b"home", b"away") for number in range(10)} == {1}
+        assert max(counts.values()) < 20, "a message went round"
+    assert scene.bridge.status.outbound.dropped == scene.bridge.status.inbound.dropped == {}
+    assert [gate.levels.count(4) for gate in gates] == [1] * len(gates)
 
 
 # --- packet by packet -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import Self
 
 from .packets import Connect, Splitter
@@ -16,13 +17,16 @@ class VersionGate:
 
     host = "127.0.0.1"
 
-    def __init__(self, broker: tuple[str, int], *allowed: int, silent: bool = False) -> None:
+    def __init__(
+        self, broker: tuple[str, int], *allowed: int, silent: bool = False, ignores_bridge_bit: bool = False
+    ) -> None:
         """`silent`: the connection is closed without the CONNACK that says why."""
         self.levels: list[int] = []
         self.port = 0
         self._broker = broker
         self._allowed = allowed
         self._silent = silent
+        self._ignores_bridge_bit = ignores_bridge_bit
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -53,8 +57,11 @@ class VersionGate:
                     return
                 data += piece
                 packets = splitter.feed(piece)
-            level = Connect.decode(packets[0]).level
+            connect = Connect.decode(packets[0])
+            level = connect.level
             self.levels.append(level)
+            if self._ignores_bridge_bit:
+                data = replace(connect, level=level & ~BRIDGE_BIT).encode() + data[len(packets[0]) :]
             if level not in self._allowed:
                 writer.write(b"" if self._silent else _REFUSED)
                 await writer.drain()

@@ -185,6 +185,7 @@ class Link:
         self._transport = transport.kind
         version = self._version
         version.choose()
+        self._echoes.watch(self._on_unwanted_echo if version.bridge_bit else None)
         session = MqttSession(
             config,
             transport,
@@ -192,7 +193,7 @@ class Link:
             publishes=self._publishes,
             acks=self._acks,
             bridge_bit=version.bridge_bit,
-            echoes=None if version.protocol == MQTT_5 or version.bridge_bit else self._echoes,
+            echoes=None if version.protocol == MQTT_5 else self._echoes,
             presence=self._presence,
             keep_alive=self._keep_alive,
         )
@@ -274,6 +275,19 @@ class Link:
                 self.side,
                 wanted,
             )
+
+    def _on_unwanted_echo(self) -> None:
+        """Ask the broker without the bridge bit: then it is certain that our messages come back."""
+        self._version.bit_ignored()
+        _LOGGER.warning(
+            "The %s broker ignores the bridge bit of MQTT 3.1.1 and sends our own messages back. From now on they are"
+            " known by their content; MQTT 5 would be better",
+            self.side,
+        )
+        if self._session is not None:
+            error = BridgeError(ErrorCode.RECONNECT_REQUESTED, "the broker ignores the bridge bit")
+            # Not at once, in the middle of a packet.
+            asyncio.get_running_loop().call_soon(self._session.fail, error)
 
     @staticmethod
     async def _say_goodbye(session: MqttSession) -> None:

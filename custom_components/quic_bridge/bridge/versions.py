@@ -22,6 +22,7 @@ class VersionChoice:
 
     With 3.1.1 the bridge bit (0x80 in the protocol level, as in mosquitto's try_private) asks for what MQTT 5 has as No
     Local and Retain As Published. mosquitto and EMQX take it; strict brokers refuse the CONNECT, and are asked without.
+    So are those that take it and send our messages back all the same (see echoes.py).
     """
 
     def __init__(self) -> None:
@@ -31,18 +32,23 @@ class VersionChoice:
         self._told_3_1_1 = False
         self._speaks_5 = False
         self._refuses_bit = False
+        self._ignores_bit = False
         self._unanswered = 0
 
     def choose(self) -> None:
         """Set `protocol` and `bridge_bit` for the next attempt."""
         guess = not self._speaks_5 and self._unanswered % _GUESS_EVERY == _GUESS_EVERY - 1
         self.protocol = MQTT_3_1_1 if self._told_3_1_1 or guess else MQTT_5
-        self.bridge_bit = self.protocol == MQTT_3_1_1 and not self._refuses_bit
+        self.bridge_bit = self.protocol == MQTT_3_1_1 and not self._refuses_bit and not self._ignores_bit
 
     def accepted(self) -> None:
         """Note that the broker accepted the CONNECT."""
         self._unanswered = 0
         self._speaks_5 = self.protocol == MQTT_5
+
+    def bit_ignored(self) -> None:
+        """Note that the broker takes the bridge bit and does nothing of what it asks for."""
+        self._ignores_bit = True
 
     def failed(self, error: BridgeError, *, unanswered: bool) -> bool:
         """Note what the broker says of the version; True: try another one at once.

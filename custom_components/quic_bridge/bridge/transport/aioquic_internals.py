@@ -129,6 +129,7 @@ class ClientConnection(QuicConnection):
             limit.value = limit.sent = FOREIGN_STREAMS
         self._ack_delay = ACK_DELAY
         self._may_move = True
+        self._path_is_new = False
         self._watch_packets()
         self._probe_regularly()
 
@@ -190,6 +191,14 @@ class ClientConnection(QuicConnection):
         super()._write_ack_frame(builder, space, now)
         if space.is_application_data:
             self._unanswered = 0
+
+    @override
+    def _write_ping_frame(self, builder: QuicPacketBuilder, uids: list[int] = [], comment: str = "") -> None:  # noqa: B006 - aioquic's
+        super()._write_ping_frame(builder, uids, comment)
+        if self._path_is_new:
+            # aioquic fills such a datagram up with PADDING, if congestion control lets it.
+            self._path_is_new = False
+            builder._datagram_needs_padding = True
 
     @override
     def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
@@ -278,9 +287,12 @@ class ClientConnection(QuicConnection):
         """Begin a new path: under another connection identifier, and with nothing known of its RTT and capacity.
 
         What is under way is sent again at once: the old path may be gone. Its late acknowledgements teach us nothing
-        about the new one (RFC 9000 section 9.4).
+        about the new one (RFC 9000 section 9.4). The next PING fills its datagram: until the peer has validated our
+        new address it may send three times what came from there (section 8.1), and that of a lone PING would be less
+        than one message.
         """
         self.change_connection_id()
+        self._path_is_new = True
         loss, space = self._loss, self._spaces[tls.Epoch.ONE_RTT]
         loss._on_packets_lost(congestion_event=False, now=now, packets=tuple(space.sent_packets.values()), space=space)
         space.loss_time = None
