@@ -295,7 +295,7 @@ async def test_unexpected_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     result = await reach_remote(hass, local_broker)
-    with patch("custom_components.quic_bridge.config_flow.check_broker", side_effect=RuntimeError("boom")):
+    with patch("custom_components.quic_bridge.config_flow.check_settings", side_effect=RuntimeError("boom")):
         result = await fill(hass, result, remote_input(quic_front.port, certs.ca_pem))
     assert result["errors"] == {"base": "unknown"}
     assert caplog.text.count("RuntimeError: boom") == 1

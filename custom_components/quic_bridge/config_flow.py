@@ -17,7 +17,7 @@ from homeassistant.core import callback
 from homeassistant.data_entry_flow import AbortFlow
 import probatio
 
-from .bridge.check import check_broker
+from .bridge.check import check_settings
 from .bridge.config import DEFAULT_TLS_PORT, BrokerConfig, TransportKind
 from .bridge.errors import AUTHENTICATION_ERRORS, CERTIFICATE_ERRORS, TRANSPORT_ERRORS, BridgeError
 from .bridge.routes import Route
@@ -297,7 +297,7 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
                 "protocol": "UDP" if config.transport is TransportKind.QUIC else "TCP",
                 "client_id": config.client_id,
             }
-            await check_broker(config)
+            await check_settings(config)
         except BridgeError as error:
             _LOGGER.debug("Trying the broker failed with %s: %s", error.code, error)
             field = error_field(error.code, schema)

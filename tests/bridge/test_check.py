@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from custom_components.quic_bridge.bridge.check import check_broker, forget_session
+from custom_components.quic_bridge.bridge.check import check_broker, check_settings, forget_session
 from custom_components.quic_bridge.bridge.config import BrokerConfig, QuicConfig, TlsConfig
 from custom_components.quic_bridge.bridge.errors import BridgeError, ErrorCode
 from custom_components.quic_bridge.bridge.limits import Limits
@@ -135,6 +135,24 @@ async def test_refusals(scene: Scene, code: int, expected: ErrorCode) -> None:
     error = await refusal(scene.remote_config)
     assert (error.code, error.reason_code) == (expected, code)
     assert len(scene.front.stats.connects) == 1
+
+
+async def test_a_broker_that_goes_by_the_client_identifier(scene: Scene) -> None:
+    """It refuses visitors. The bridge is let in, and what the broker keeps for it stays there."""
+    where = scene.remote.host, scene.remote.port
+    async with Client(*where, client_id="bridge", clean=False) as client:
+        await client.subscribe("down/#", qos=1)
+    async with Client(*where) as client:
+        await client.publish("down/lamp", b"on", qos=1)
+    scene.front.add_rule(refuse_connect(0x87, but={"bridge"}))
+    assert (await refusal(scene.remote_config)).code is ErrorCode.NOT_AUTHORIZED
+    await check_settings(scene.remote_config)
+    async with Client(*where, client_id="bridge", clean=False) as client:
+        await client.wait_for(1)
+        assert client.payloads == [b"on"]
+    with pytest.raises(BridgeError) as caught:
+        await check_settings(replace(scene.remote_config, client_id="another"))
+    assert caught.value.code is ErrorCode.NOT_AUTHORIZED
 
 
 async def test_what_cannot_be_reached(scene: Scene, certs: Certificates) -> None:

@@ -30,12 +30,20 @@ _V3_CODES = {0x84: 1, 0x85: 2, 0x88: 3, 0x86: 4, 0x87: 5, 0x8A: 5}
 # CONNECT and CONNACK
 
 
-def refuse_connect(code: int, *, times: int | None = None, version: int | None = None, v3_code: bool = False) -> Rule:
+def refuse_connect(
+    code: int,
+    *,
+    times: int | None = None,
+    version: int | None = None,
+    v3_code: bool = False,
+    but: Collection[str] | None = None,
+) -> Rule:
     """Refuse sessions: CONNACK with a code, FIN, and CONNECTION_CLOSE 1 after the policy's delay.
 
     `code` is MQTT 5's; an MQTT 3.1.1 client gets the code that EMQX uses in its place. With `version` only clients of
-    that version (4 or 5) are refused. With `v3_code` an MQTT 5 client is answered as by a broker that knows 3.1.1
-    alone. `refuse_connect(0x84, version=5)` and the same with `v3_code` make a client fall back.
+    that version (4 or 5) are refused, with `but` only those whose client identifier is not among these. With `v3_code`
+    an MQTT 5 client is answered as by a broker that knows 3.1.1 alone. `refuse_connect(0x84, version=5)` and the same
+    with `v3_code` make a client fall back.
     """
 
     def apply(connection: FrontConnection, packet: bytes) -> bytes:
@@ -45,9 +53,8 @@ def refuse_connect(code: int, *, times: int | None = None, version: int | None =
         return b""
 
     def wanted(packet: bytes) -> bool:
-        reader = body_of(packet)
-        reader.binary()
-        return version is None or reader.number(1) & 0x7F == version
+        connect = Connect.decode(packet)
+        return (version is None or connect.level & 0x7F == version) and (but is None or connect.client_id not in but)
 
     return Rule(direction=Direction.TO_BROKER, types={PacketType.CONNECT}, apply=apply, when=wanted, times=times)
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 import secrets
-from typing import override
+from typing import Final, override
 
 from .config import BrokerConfig, TlsConfig
 from .errors import BridgeError, ErrorCode
@@ -16,6 +16,9 @@ from .status import CertificateStatus, TransportStatus
 from .transport import make_transport
 from .transport.base import TransportReceiver
 from .versions import UNANSWERED
+
+_BY_CLIENT_ID: Final = frozenset({ErrorCode.NOT_AUTHORIZED, ErrorCode.CLIENT_ID_REFUSED})
+"""What a broker may say to one client identifier and not to another."""
 
 
 class _Nobody(PublishReceiver, AckReceiver):
@@ -108,6 +111,21 @@ class Check:
     limits: Limits
 
 
+async def check_settings(config: BrokerConfig) -> None:
+    """Find out whether a bridge with these settings would be let in. Raises BridgeError with the precise cause.
+
+    Some brokers go by the client identifier, as EMQX does with the user ID type `clientid`, or in access rules. What
+    they refuse to a visitor they may grant to the bridge, so then it is tried under its own identifier, with the
+    session that it has. A bridge that runs under it is thrown out only if it is let in with the new settings as well.
+    """
+    try:
+        await check_broker(config)
+    except BridgeError as error:
+        if error.code not in _BY_CLIENT_ID:
+            raise
+        await (await _enter(config, clean=False)).close()
+
+
 async def check_broker(config: BrokerConfig) -> Check:
     """Connect, log in and log out again.
 
@@ -173,9 +191,9 @@ async def show_certificate(config: BrokerConfig) -> CertificateStatus:
     return transport.status.certificate
 
 
-async def _enter(config: BrokerConfig) -> MqttSession:
-    """Connect with a clean session, with MQTT 5 or else 3.1.1."""
-    session = _session(config, MQTT_5)
+async def _enter(config: BrokerConfig, *, clean: bool = True) -> MqttSession:
+    """Connect with a clean session or the one that is there, with MQTT 5 or else 3.1.1."""
+    session = _session(config, MQTT_5, clean=clean)
     try:
         await session.open()
     except BridgeError as error:
@@ -183,11 +201,11 @@ async def _enter(config: BrokerConfig) -> MqttSession:
         unanswered = session.asked and error.code in UNANSWERED
         if not unanswered and error.code is not ErrorCode.PROTOCOL_VERSION:
             raise
-        session = _session(config, MQTT_3_1_1)
+        session = _session(config, MQTT_3_1_1, clean=clean)
         await session.open()
     return session
 
 
-def _session(config: BrokerConfig, protocol: int) -> MqttSession:
+def _session(config: BrokerConfig, protocol: int, *, clean: bool) -> MqttSession:
     nobody = _Nobody()
-    return MqttSession(config, make_transport(config), protocol=protocol, publishes=nobody, acks=nobody, clean=True)
+    return MqttSession(config, make_transport(config), protocol=protocol, publishes=nobody, acks=nobody, clean=clean)
