@@ -100,10 +100,7 @@ async def test_route_problems(
     await wait_running(hass, entry)
     await wait_for_state(hass, entry, "route_problems", STATE_ON)
     words = "not authorized (0x87)"
-    assert problems() == {
-        "refused": {"← down/#": words, "← down/lamp": words},
-        "hidden": {"← down/lamp": "← down/#"},
-    }
+    assert problems() == {"refused": {"← down/#": words}, "hidden": {"← down/lamp": "← down/#"}}
     # Known also while the broker is away; of a bridge that is paused only what its settings tell.
     await quic_front.stop()
     await wait_for_state(hass, entry, "remote_connection", STATE_OFF)
