@@ -23,6 +23,7 @@ from tests.support.certs import Certificates
 from tests.support.client import Client
 from tests.support.front_process import FrontProcess
 from tests.support.mosquitto import Mosquitto, MosquittoOptions, mosquitto_path
+from tests.support.set_up import SetUp
 
 from .bridge_process import REPOSITORY, Settings, Usage
 
@@ -120,7 +121,7 @@ class BridgeProcess(CommandProcess):
         return Usage(**answer)  # type: ignore[arg-type] # `turns` is an integer in JSON, too
 
 
-class Stage(contextlib.AsyncExitStack):
+class Stage(SetUp):
     """A publisher, a local broker, what is to be measured, a remote broker, a subscriber.
 
     Publisher and subscriber are this process, everything else has one of its own, all new with each stage, and all
@@ -140,29 +141,21 @@ class Stage(contextlib.AsyncExitStack):
         self._profile = profile
 
     @override
-    async def __aenter__(self) -> Self:
-        try:
-            async with asyncio.timeout(_READY_TIMEOUT):
-                await self._set_up()
-        except BaseException:
-            await self.aclose()
-            raise
-        return self
-
     async def _set_up(self) -> None:
-        folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="quic-bridge-benchmark-")))
-        remote = Mosquitto(folder, _options(self.window), name="remote")
-        await self.enter_async_context(remote)
-        extra = _mosquitto_bridge(remote) if self.way is Way.MOSQUITTO else ()
-        self.local = Mosquitto(folder, _options(WIDE_WINDOW, extra), name="local")
-        await self.enter_async_context(self.local)
-        if self.way in {Way.QUIC, Way.TCP}:
-            await self._start_bridge(folder, remote)
-        receiving = self.local if self.way is Way.DIRECT else remote
-        self.publisher = await self.enter_async_context(Client(self.local.host, self.local.port))
-        self.subscriber = await self.enter_async_context(Client(receiving.host, receiving.port))
-        await self.subscriber.subscribe(TOPIC_FILTER, qos=2)
-        await self._see_a_message_cross()
+        async with asyncio.timeout(_READY_TIMEOUT):
+            folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="quic-bridge-benchmark-")))
+            remote = Mosquitto(folder, _options(self.window), name="remote")
+            await self.enter_async_context(remote)
+            extra = _mosquitto_bridge(remote) if self.way is Way.MOSQUITTO else ()
+            self.local = Mosquitto(folder, _options(WIDE_WINDOW, extra), name="local")
+            await self.enter_async_context(self.local)
+            if self.way in {Way.QUIC, Way.TCP}:
+                await self._start_bridge(folder, remote)
+            receiving = self.local if self.way is Way.DIRECT else remote
+            self.publisher = await self.enter_async_context(Client(self.local.host, self.local.port))
+            self.subscriber = await self.enter_async_context(Client(receiving.host, receiving.port))
+            await self.subscriber.subscribe(TOPIC_FILTER, qos=2)
+            await self._see_a_message_cross()
 
     async def _start_bridge(self, folder: Path, remote: Mosquitto) -> None:
         certificates = Certificates(folder)

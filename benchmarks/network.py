@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 import sys
 import tempfile
-from typing import Final, Self, override
+from typing import Final, override
 
 from custom_components.quic_bridge.bridge.config import BrokerConfig
 from custom_components.quic_bridge.const import CONF_PROFILE
@@ -27,6 +27,7 @@ from tests.support.certs import Certificates
 from tests.support.client import Client
 from tests.support.front_process import FrontProcess
 from tests.support.mosquitto import Mosquitto, MosquittoOptions
+from tests.support.set_up import SetUp
 
 from . import common
 from .common import TOPIC, TOPIC_FILTER
@@ -148,7 +149,7 @@ class Ledger:
         )
 
 
-class Scene(contextlib.AsyncExitStack):
+class Scene(SetUp):
     """Two brokers and a line between them; the bridge and the local broker are made anew for each connect."""
 
     def __init__(self, way: Way, profile: Profile, front: str, size: int) -> None:
@@ -161,17 +162,8 @@ class Scene(contextlib.AsyncExitStack):
         self._size = size
         self._local = contextlib.AsyncExitStack()
         self._publisher: Client | None = None
-        self._publishing = asyncio.Event()
 
     @override
-    async def __aenter__(self) -> Self:
-        try:
-            await self._set_up()
-        except BaseException:
-            await self.aclose()
-            raise
-        return self
-
     async def _set_up(self) -> None:
         self._folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="quic-bridge-benchmark-")))
         await self.enter_async_context(self.line)

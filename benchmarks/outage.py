@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 import sys
 import tempfile
-from typing import Final, Self, override
+from typing import Final, override
 
 from tests.support.bridge_process import BridgeProcess, BridgeSettings
 from tests.support.certs import Certificates
@@ -24,6 +24,7 @@ from tests.support.client import Client
 from tests.support.front_process import FrontProcess
 from tests.support.mosquitto import Mosquitto, MosquittoOptions
 from tests.support.processes import free_port, wait_until
+from tests.support.set_up import SetUp
 
 from . import common
 from .common import TOPIC, TOPIC_FILTER, Tally
@@ -65,7 +66,7 @@ class Measured:
     """All messages, those of before and after the outage too."""
 
 
-class Scene(contextlib.AsyncExitStack):
+class Scene(SetUp):
     """Two brokers, the front that goes away, the bridge, a publisher with a clock and a subscriber."""
 
     front: FrontProcess
@@ -82,14 +83,6 @@ class Scene(contextlib.AsyncExitStack):
         self.published = 0
 
     @override
-    async def __aenter__(self) -> Self:
-        try:
-            await self._set_up()
-        except BaseException:
-            await self.aclose()
-            raise
-        return self
-
     async def _set_up(self) -> None:
         folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="quic-bridge-benchmark-")))
         local = Mosquitto(folder, MosquittoOptions(max_queued_messages=0), name="local")

@@ -311,3 +311,31 @@ class Numbers:
     def sink(self, topic: str) -> Client:
         """Where messages of that topic arrive."""
         return self.away if topic.startswith("up/") else self.home
+
+
+# --- states, to begin a test from -------------------------------------------------------------------------------------
+
+
+async def idle(scene: Scene, _numbers: Numbers) -> None:
+    """Connected, without traffic."""
+    await scene.running()
+
+
+async def busy(scene: Scene, numbers: Numbers) -> None:
+    """Messages cross both ways."""
+    await scene.running()
+    numbers.start()
+    await numbers.flowing()
+
+
+async def draining(scene: Scene, numbers: Numbers) -> None:
+    """What waited in the Outbox is on its way."""
+    scene.outbox = OutboxConfig(path=scene.outbox_path, delay=0.05)
+    await scene.running()
+    await scene.front.stop()
+    await scene.until(lambda status: status.remote.state is LinkState.WAITING, "remote away")
+    await numbers.step(numbers.home, "up", 50)
+    await wait_until(lambda: (scene.box.messages or 0) >= 100, what="100 messages on disk")
+    await scene.front.start()
+    await numbers.away.wait_for(20)
+    assert len(numbers.away.messages) < 100

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from custom_components.quic_bridge.bridge.config import QuicConfig
-from custom_components.quic_bridge.bridge.errors import BridgeError
 from custom_components.quic_bridge.bridge.transport import QuicTransport
 
 from ..support.certs import Certificates
@@ -52,17 +51,3 @@ async def connect(front: Front, certs: Certificates, peer: Peer, quic: QuicConfi
     receiver.transport = transport
     await transport.connect(receiver)
     return Pair(transport, receiver, front, peer)
-
-
-async def refusal(transport: QuicTransport) -> BridgeError:
-    """Connect, and return why that is impossible: told by `connect` or, late, by `connection_lost`."""
-    receiver = Receiver()
-    try:
-        await transport.connect(receiver)
-    except BridgeError as error:
-        assert not receiver.lost
-        return error
-    try:
-        return await receiver.wait_lost()
-    finally:
-        transport.abort()

@@ -4,7 +4,6 @@ from pathlib import Path
 import ssl
 
 from custom_components.quic_bridge.bridge.config import TlsConfig
-from custom_components.quic_bridge.bridge.errors import BridgeError
 from custom_components.quic_bridge.bridge.transport import TcpTransport
 
 from ..support.certs import Certificate
@@ -39,17 +38,3 @@ async def connect(peer: Peer, tls: TlsConfig | None = None) -> Pair:
     number = len(peer.connections) + 1
     await transport.connect(receiver)
     return Pair(transport, receiver, await peer.connection(number))
-
-
-async def refusal(transport: TcpTransport) -> BridgeError:
-    """Connect, and return why that is impossible: told by `connect` or, late, by `connection_lost`."""
-    receiver = Receiver()
-    try:
-        await transport.connect(receiver)
-    except BridgeError as error:
-        assert not receiver.lost
-        return error
-    try:
-        return await receiver.wait_lost()
-    finally:
-        transport.abort()

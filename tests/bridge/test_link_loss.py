@@ -8,7 +8,7 @@ from pathlib import Path
 from aioquic.quic.packet import QuicErrorCode
 import pytest
 
-from custom_components.quic_bridge.bridge.config import OutboxConfig, QuicConfig
+from custom_components.quic_bridge.bridge.config import QuicConfig
 from custom_components.quic_bridge.bridge.errors import ErrorCode
 from custom_components.quic_bridge.bridge.status import LinkState
 
@@ -17,7 +17,7 @@ from ..support.faults import delay_connack, swallow
 from ..support.front_policy import Direction
 from ..support.packets import PacketType
 from ..support.processes import wait_until
-from .link_support import AT_ONCE, QUICK, Numbers, Scene, make_scene, now
+from .link_support import AT_ONCE, QUICK, Numbers, Scene, busy, draining, idle, make_scene, now
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 
@@ -246,34 +246,16 @@ async def _subscribing(scene: Scene, _numbers: Numbers) -> None:
     assert scene.link.state is LinkState.CONNECTING
 
 
-async def _idle(scene: Scene, _numbers: Numbers) -> None:
-    await scene.running()
-
-
-async def _busy(scene: Scene, numbers: Numbers) -> None:
-    await scene.running()
-    numbers.start()
-    await numbers.flowing()
-
-
 async def _draining(scene: Scene, numbers: Numbers) -> None:
-    scene.outbox = OutboxConfig(path=scene.outbox_path, delay=0.05)
-    await scene.running()
-    await scene.front.stop()
-    await scene.until(lambda status: status.remote.state is LinkState.WAITING, "remote away")
-    await numbers.step(numbers.home, "up", 50)
-    await wait_until(lambda: (scene.box.messages or 0) >= 100, what="100 messages on disk")
-    await scene.front.start()
-    await numbers.away.wait_for(20)
-    assert len(numbers.away.messages) < 100
+    await draining(scene, numbers)
     numbers.start()
 
 
 STATES = {
     "connack": _waiting_for_connack,
     "subscribing": _subscribing,
-    "idle": _idle,
-    "busy": _busy,
+    "idle": idle,
+    "busy": busy,
     "draining": _draining,
 }
 # One of each kind: draining is being busy, with a file in addition.

@@ -10,7 +10,7 @@ import random
 
 import pytest
 
-from custom_components.quic_bridge.bridge.config import OutboxConfig, QuicConfig
+from custom_components.quic_bridge.bridge.config import QuicConfig
 from custom_components.quic_bridge.bridge.errors import ErrorCode
 from custom_components.quic_bridge.bridge.status import BridgeState, LinkState, Side
 
@@ -19,7 +19,7 @@ from ..support.faults import delay_connack, refuse_connect, swallow
 from ..support.front_policy import Direction
 from ..support.packets import PacketType
 from ..support.processes import wait_until
-from .link_support import Numbers, Scene, make_scene
+from .link_support import Numbers, Scene, busy, draining, idle, make_scene
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 
@@ -60,28 +60,6 @@ async def _subscribing(scene: Scene, _numbers: Numbers) -> None:
     await wait_until(lambda: scene.front.stats.from_broker[PacketType.SUBACK], what="SUBACK of the broker")
 
 
-async def _idle(scene: Scene, _numbers: Numbers) -> None:
-    await scene.running()
-
-
-async def _busy(scene: Scene, numbers: Numbers) -> None:
-    await scene.running()
-    numbers.start()
-    await numbers.flowing()
-
-
-async def _draining(scene: Scene, numbers: Numbers) -> None:
-    scene.outbox = OutboxConfig(path=scene.outbox_path, delay=0.05)
-    await scene.running()
-    await scene.front.stop()
-    await scene.until(lambda status: status.remote.state is LinkState.WAITING, "remote away")
-    await numbers.step(numbers.home, "up", 50)
-    await wait_until(lambda: (scene.box.messages or 0) >= 100, what="100 messages on disk")
-    await scene.front.start()
-    await numbers.away.wait_for(20)
-    assert len(numbers.away.messages) < 100
-
-
 async def _waiting(scene: Scene, _numbers: Numbers) -> None:
     scene.tune(QuicConfig(handshake_timeout=0.2))
     scene.front.freeze()
@@ -100,9 +78,9 @@ STATES: dict[str, Callable[[Scene, Numbers], Awaitable[None]]] = {
     "handshaking": _handshaking,
     "connack": _waiting_for_connack,
     "subscribing": _subscribing,
-    "idle": _idle,
-    "busy": _busy,
-    "draining": _draining,
+    "idle": idle,
+    "busy": busy,
+    "draining": draining,
     "waiting": _waiting,
     "refused": _refused,
 }
@@ -173,7 +151,7 @@ FAULTS: dict[str, Callable[[Scene], object]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_the_broker_fails_while_we_stop(scene: Scene, fault: str) -> None:
     async with Numbers(scene) as numbers:
-        await _busy(scene, numbers)
+        await busy(scene, numbers)
         stopping = asyncio.create_task(stop(scene))
         # The stop has begun, and the fault comes before any answer to it.
         await asyncio.sleep(0)
@@ -189,7 +167,7 @@ async def test_the_broker_fails_while_we_stop(scene: Scene, fault: str) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_the_broker_fails_just_before_we_stop(scene: Scene, fault: str) -> None:
     async with Numbers(scene) as numbers:
-        await _busy(scene, numbers)
+        await busy(scene, numbers)
         FAULTS[fault](scene)
         assert await stop(scene) < STOP_WITHIN
         await heal(scene)
@@ -245,7 +223,7 @@ async def test_stops_at_random_instants(scene: Scene) -> None:
     """Start, stop at any moment, start again, with messages under way: nothing is lost and nothing left."""
     rng = random.Random(3)
     async with Numbers(scene) as numbers:
-        await _busy(scene, numbers)
+        await busy(scene, numbers)
         for _ in range(25):
             await scene.renew()
             await scene.bridge.start()

@@ -18,8 +18,7 @@ from ..support.packets import PacketType
 from ..support.processes import wait_until
 from ..support.quic_front import Front
 from .link_support import Numbers, Scene, make_scene
-from .quic_transport_support import refusal
-from .transport_support import Peer, Receiver, quic_config
+from .transport_support import Peer, Receiver, quic_config, refusal
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 

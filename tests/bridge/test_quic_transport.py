@@ -13,8 +13,8 @@ from custom_components.quic_bridge.bridge.transport.aioquic_internals import Cli
 from ..support.certs import Certificates
 from ..support.processes import free_port, wait_until
 from ..support.quic_front import Front
-from .quic_transport_support import Pair, connect, refusal
-from .transport_support import MAX_READ, Peer, Receiver, open_files, payload, quic_config
+from .quic_transport_support import Pair, connect
+from .transport_support import MAX_READ, Peer, Receiver, open_files, payload, quic_config, refusal
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 

@@ -21,9 +21,9 @@ from ..support.certs import Certificates
 from ..support.processes import free_port, wait_until
 from ..support.quic_front import Front
 from ..support.udp import UdpEndpoint
-from .quic_transport_support import connect, refusal
+from .quic_transport_support import connect
 from .test_tls import key_pem, self_signed
-from .transport_support import MAX_READ, Peer, Receiver, open_files, payload, quic_config
+from .transport_support import MAX_READ, Peer, Receiver, open_files, payload, quic_config, refusal
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 

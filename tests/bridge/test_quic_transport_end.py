@@ -14,8 +14,8 @@ from ..support.certs import Certificates
 from ..support.processes import wait_until
 from ..support.quic_front import Front
 from ..support.udp_relay import UdpRelay
-from .quic_transport_support import Pair, connect, refusal
-from .transport_support import MAX_READ, QUICK, Peer, Receiver, payload, quic_config
+from .quic_transport_support import Pair, connect
+from .transport_support import MAX_READ, QUICK, Peer, Receiver, payload, quic_config, refusal
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 

@@ -15,8 +15,8 @@ from custom_components.quic_bridge.bridge.transport.base import HIGH_WATER, LOW_
 
 from ..support.certs import Certificates
 from ..support.processes import free_port, wait_until
-from .tcp_transport_support import Pair, connect, refusal, server_context
-from .transport_support import MAX_READ, Peer, Receiver, open_files, tcp_config
+from .tcp_transport_support import Pair, connect, server_context
+from .transport_support import MAX_READ, Peer, Receiver, open_files, refusal, tcp_config
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 

@@ -17,8 +17,8 @@ from custom_components.quic_bridge.bridge.transport import TcpTransport
 from ..support.certs import Certificates
 from ..support.mosquitto import Mosquitto, MosquittoOptions
 from ..support.processes import wait_until
-from .tcp_transport_support import Pair, connect, refusal, server_context
-from .transport_support import MAX_READ, Peer, Receiver, tcp_config
+from .tcp_transport_support import Pair, connect, server_context
+from .transport_support import MAX_READ, Peer, Receiver, refusal, tcp_config
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 

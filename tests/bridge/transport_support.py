@@ -100,6 +100,20 @@ class Receiver:
         return self.lost[0]
 
 
+async def refusal(transport: Transport) -> BridgeError:
+    """Connect, and return why that is impossible: told by `connect` or, late, by `connection_lost`."""
+    receiver = Receiver()
+    try:
+        await transport.connect(receiver)
+    except BridgeError as error:
+        assert not receiver.lost
+        return error
+    try:
+        return await receiver.wait_lost()
+    finally:
+        transport.abort()
+
+
 class PeerConnection(asyncio.Protocol):
     """A connection that the peer accepted."""
 

@@ -8,7 +8,7 @@ from functools import partial
 import math
 from pathlib import Path
 from random import Random
-from typing import Self, override
+from typing import override
 
 from ..support.bridge_process import BridgeProcess, BridgeReport, BridgeSettings
 from ..support.certs import Certificates
@@ -18,6 +18,7 @@ from ..support.front_policy import Rule
 from ..support.mosquitto import Mosquitto, MosquittoOptions
 from ..support.processes import wait_until
 from ..support.quic_front import Front
+from ..support.set_up import SetUp
 from ..support.udp_relay import UdpRelay
 from ..support.version_gate import BRIDGE_BIT, VersionGate
 from .broker_log import BrokerLog
@@ -30,7 +31,7 @@ READY_TIMEOUT = 30.0
 _PROBE = 0.05
 
 
-class World(contextlib.AsyncExitStack):
+class World(SetUp):
     """Everything that takes part; all of it is gone when the context ends."""
 
     local: Mosquitto
@@ -73,14 +74,6 @@ class World(contextlib.AsyncExitStack):
         return asyncio.get_running_loop().time() - self._began
 
     @override
-    async def __aenter__(self) -> Self:
-        try:
-            await self._set_up()
-        except BaseException:
-            await self.aclose()
-            raise
-        return self
-
     async def _set_up(self) -> None:
         certificates = Certificates(self.folder)
         # All queues without a bound: what a broker drops by its own rules is not the bridge's doing.

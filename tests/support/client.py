@@ -304,10 +304,6 @@ class Client(asyncio.Protocol):
         if message.qos:
             self._write(encode_ack(PacketType.PUBACK if message.qos == 1 else PacketType.PUBREC, message.packet_id))
 
-    def write_raw(self, data: bytes) -> None:
-        """Send any bytes."""
-        self._write(data)
-
     async def wait_for(
         self,
         expected: int | Callable[[list[Message]], object],

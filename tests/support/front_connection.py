@@ -215,15 +215,6 @@ class FrontConnection:
             self._fin_sent = fin
             self.front.touch(self)
 
-    def send_to_broker(self, data: bytes) -> None:
-        """Send any bytes to the broker, between two packets of the client, past all rules."""
-
-        def send() -> None:
-            self._to_broker.extend(data)
-            self._forward_up()
-
-        self._up.when_whole(send)
-
     def stop_reading(self) -> None:
         """Take nothing more from the client: its flow control window closes when it is used up."""
         self._reading = False

@@ -85,7 +85,7 @@ class OutboxStore:
 
     def set_aside(self) -> Path:
         """Close, and keep the file under another name."""
-        self.handed_out = 0
+        self.rewind()
         moved_to = self._ledger.set_aside()
         self._ledger = Ledger(self._path)
         self.figures = Figures(dropped=self.figures.dropped)

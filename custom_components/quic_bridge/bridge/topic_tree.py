@@ -60,10 +60,7 @@ class TopicTree[T]:
                 return
             nodes = following
             wild = True
-        for node in nodes:
-            yield from node.values
-            if node.children is not None and (rest := node.children.get("#")) is not None:
-                yield from rest.values
+        yield from self._at(nodes)
 
     def overlapping(self, topic_filter: str) -> Iterator[T]:
         """Yield the values of all filters that some topic under this one falls under, too (see `topics.overlap`)."""
@@ -93,6 +90,11 @@ class TopicTree[T]:
                 return
             nodes = following
             wild = True
+        yield from self._at(nodes)
+
+    @staticmethod
+    def _at(nodes: list[_Node[T]]) -> Iterator[T]:
+        """Yield the values of nodes, and of `#` under them, which has the level above it, too."""
         for node in nodes:
             yield from node.values
             if node.children is not None and (rest := node.children.get("#")) is not None:
