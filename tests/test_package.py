@@ -211,7 +211,7 @@ def test_texts(language: str) -> None:
         assert text, key
         assert text == text.strip(), key
         assert text.count("\n") == TEXTS[key].count("\n"), key
-        assert not re.search(r"</?[a-z]+>|https?://|\[%key:|'\{\w+\}'", text), key
+        assert not re.search(r"</?[a-z]+>|\w://\w|www\.|\[%key:|'\{\w+\}'", text), key
         for part in key.split("."):
             assert re.fullmatch(r"[a-z0-9]+([_-][a-z0-9]+)*", part), key
         if ".state." in key:
