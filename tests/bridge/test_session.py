@@ -414,6 +414,24 @@ async def test_five_hundred_subscriptions(wire: Wire) -> None:
     await wire.running()
 
 
+async def test_a_subscribe_is_no_larger_than_the_broker_takes(wire: Wire) -> None:
+    """It would end the connection, each time anew."""
+    names = [f"many/{number}/{'x' * 40}" for number in range(100)]
+    wire.routes += tuple(Route(id=name, direction=Direction.TO_LOCAL, topic_filter=name) for name in names)
+    connection = await wire.start()
+    connection.answer_subscribe = False
+    await connection.handshake(properties={Property.MAXIMUM_PACKET_SIZE: 1000})
+    asked: list[str] = []
+    while len(asked) < len(names) + 2:
+        packet = await connection.receive()
+        assert len(packet) <= 1000
+        mid, wanted = decode_subscribe(packet, v5=True)
+        asked += [item.topic_filter for item in wanted]
+        connection.send(encode_suback(mid, [item.qos for item in wanted], v5=True))
+    await wire.running()
+    assert set(asked) == {*names, "t/#", "barrier"}
+
+
 async def test_a_refused_filter_is_named_and_the_others_work(wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
     wire.routes += (Route(id="3", direction=Direction.TO_LOCAL, topic_filter="forbidden/#"),)
     for attempt in range(2):

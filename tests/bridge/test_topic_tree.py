@@ -79,34 +79,40 @@ def test_overlapping_is_what_overlap_says_of_each(many: list[str], topic_filter:
     assert sorted(tree.overlapping(topic_filter)) == expected
 
 
+def _others(name: str, many: list[str]) -> list[str]:
+    return [other for other in many if other != name and overlap(name, other)]
+
+
 @given(st.lists(filters, max_size=10, unique=True))
 def test_groups_are_what_is_connected_by_overlaps(many: list[str]) -> None:
     found = overlapping(many)
-    assert found.keys() == {name for name in many if any(other != name and overlap(name, other) for other in many)}
+    assert found == [name for name in many if _others(name, many)]
     parts = [set(group) for group in groups(found)]
     assert sorted(name for part in parts for name in part) == sorted(found)
     for part in parts:
         reached = {next(iter(part))}
-        while new := {other for name in reached for other in found[name]} - reached:
+        while new := {other for name in reached for other in _others(name, many)} - reached:
             reached |= new
         assert reached == part
 
 
-@given(st.lists(filters, max_size=10, unique=True), st.dictionaries(filters, st.integers(1, 4)))
-def test_filters_that_overlap_have_different_identifiers(many: list[str], present: dict[str, int]) -> None:
-    """... and only these have any, and keep those they have."""
-    found = overlapping(many)
-    chosen = identifiers(found, {})
-    assert chosen.keys() == found.keys()
-    for name, others in found.items():
-        assert chosen[name] not in {chosen[other] for other in others}
-        assert 1 <= chosen[name] <= len(others) + 1
-    assert identifiers(found, chosen) == chosen
-    other_ones = identifiers(found, present)
-    for name, others in found.items():
-        assert other_ones[name] not in {other_ones[other] for other in others}
-        if name in present and present[name] not in {present.get(other) for other in others}:
-            assert other_ones[name] == present[name]
+@given(st.lists(filters, max_size=10, unique=True), st.lists(filters, max_size=4, unique=True))
+def test_filters_that_overlap_have_different_identifiers(many: list[str], more: list[str]) -> None:
+    """... and keep those they have, whatever is added."""
+    chosen = identifiers(many, {})
+    assert list(chosen) == many
+    assert set(chosen.values()) == set(range(1, len(set(chosen.values())) + 1))
+    everything = list(dict.fromkeys((*more, *many)))
+    later = identifiers(everything, chosen)
+    assert later | chosen == later
+    for name in everything:
+        assert later[name] not in {later[other] for other in _others(name, everything)}
+
+
+def test_hundreds_of_filters_that_overlap_hundreds_have_two_identifiers() -> None:
+    many = [*(f"+/device{number}/#" for number in range(300)), *(f"room{number}/#" for number in range(300))]
+    assert overlapping(many) == many
+    assert set(identifiers(many, {}).values()) == {1, 2}
 
 
 @given(routes, names, st.sampled_from([Direction.TO_REMOTE, Direction.TO_LOCAL]))

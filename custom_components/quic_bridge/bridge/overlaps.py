@@ -11,42 +11,50 @@ import itertools
 from .topic_tree import TopicTree
 
 
-def overlapping(filters: Sequence[str]) -> dict[str, list[str]]:
-    """Return the filters that overlap others of them, in their order, each with those others."""
+def overlapping(filters: Sequence[str]) -> list[str]:
+    """Return the filters that overlap others of them, in their order."""
     tree = TopicTree((topic_filter, topic_filter) for topic_filter in filters)
-    found = {}
-    for topic_filter in filters:
-        if others := [other for other in tree.overlapping(topic_filter) if other != topic_filter]:
-            found[topic_filter] = others
-    return found
+    # Only whether there is another: hundreds may overlap hundreds.
+    return [name for name in filters if any(other != name for other in tree.overlapping(name))]
 
 
-def groups(overlaps: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
-    """Yield the filters of `overlapping` in groups: whatever overlaps is in the same one."""
+def groups(filters: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the filters in groups: whatever overlaps is in the same one. The work is with the number of overlaps."""
+    tree = TopicTree((topic_filter, topic_filter) for topic_filter in filters)
     seen = set[str]()
-    for first in overlaps:
+    for first in filters:
         if first in seen:
             continue
         seen.add(first)
         group = [first]
         for topic_filter in group:
-            new = [other for other in overlaps[topic_filter] if other not in seen]
+            new = [other for other in tree.overlapping(topic_filter) if other not in seen]
             seen.update(new)
             group += new
         yield group
 
 
-def identifiers(overlaps: Mapping[str, Sequence[str]], present: Mapping[str, int]) -> dict[str, int]:
-    """Give the filters of `overlapping` numbers from 1 on that differ wherever two overlap.
+def identifiers(filters: Sequence[str], present: Mapping[str, int]) -> dict[str, int]:
+    """Give filters numbers from 1 on that differ wherever two overlap.
 
-    A SUBSCRIBE has one identifier for all its filters, so the fewer there are, the fewer packets. Filters keep the
-    numbers that they have at `present`, as far as possible, so that few are to be subscribed again.
+    A SUBSCRIBE has one identifier for all its filters, so the fewer there are, the fewer packets. Filters with their
+    wildcards in the same places do not overlap each other, so they have the same number: the one that such a filter has
+    at `present`, if there is one, so that few are to be subscribed again.
     """
+    numbers: dict[str, int] = {}
+    for topic_filter, number in present.items():
+        if number not in numbers.values():
+            numbers.setdefault(_places(topic_filter), number)
+    free = (number for number in itertools.count(1) if number not in numbers.values())
     chosen: dict[str, int] = {}
-    for topic_filter in sorted(overlaps, key=lambda name: name not in present):
-        taken = {chosen[other] for other in overlaps[topic_filter] if other in chosen}
-        number = present.get(topic_filter)
-        if number is None or number in taken:
-            number = next(number for number in itertools.count(1) if number not in taken)
-        chosen[topic_filter] = number
+    for topic_filter in filters:
+        places = _places(topic_filter)
+        if places not in numbers:
+            numbers[places] = next(free)
+        chosen[topic_filter] = numbers[places]
     return chosen
+
+
+def _places(topic_filter: str) -> str:
+    """Return the wildcards of a filter in their places."""
+    return "/".join(level if level in {"+", "#"} else "" for level in topic_filter.split("/"))

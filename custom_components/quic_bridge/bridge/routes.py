@@ -152,8 +152,10 @@ def subscriptions(routes: Iterable[Route], direction: Direction, refused: Collec
                 covered.add(topic_filter)
     widest = [topic_filter for topic_filter in wanted if topic_filter not in covered]
     qos = {topic_filter: max(route.max_qos for route in served[topic_filter]) for topic_filter in widest}
-    for overlaps in groups(overlapping(widest)):
-        qos |= dict.fromkeys(overlaps, max(qos[topic_filter] for topic_filter in overlaps))
+    several = overlapping(widest)
+    if len({qos[topic_filter] for topic_filter in several}) > 1:
+        for group in groups(several):
+            qos |= dict.fromkeys(group, max(qos[topic_filter] for topic_filter in group))
     return [
         Subscription(
             topic_filter,

@@ -7,8 +7,8 @@ Alive and lets other traffic postpone the PINGREQ), and DISCONNECT (paho 2.1 dro
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
-from itertools import batched, chain
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import chain
 import logging
 from typing import Final, Protocol, override
 
@@ -44,6 +44,10 @@ _LOGGER = logging.getLogger(__name__)
 
 _SUBACK_TIMEOUT: Final = 10.0
 _FILTERS_PER_SUBSCRIBE: Final = 100
+_SUBSCRIBE_HEAD: Final = 14
+"""Bytes before the first filter, at most: fixed header, packet identifier, and the properties we send."""
+_FILTER_OVERHEAD: Final = 3
+"""Bytes with each filter: its length and its options."""
 _RETAIN_HANDLING: Final = {
     RetainedAtConnect.ALWAYS: SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE,
     RetainedAtConnect.ONCE: SubscribeOptions.RETAIN_SEND_IF_NEW_SUB,
@@ -316,7 +320,7 @@ class MqttSession(TransportReceiver):
         for item in wanted:
             by_identifier.setdefault(item.identifier, []).append(item)
         for chunk in chain.from_iterable(
-            batched(group, _FILTERS_PER_SUBSCRIBE, strict=False) for group in by_identifier.values()
+            _packets(group, lambda item: item.topic_filter, self.limits.max_packet) for group in by_identifier.values()
         ):
             if self.v5:
                 filters = [(item.topic_filter, _options(item)) for item in chunk]
@@ -330,8 +334,8 @@ class MqttSession(TransportReceiver):
 
     async def unsubscribe(self, filters: Sequence[str]) -> None:
         """Unsubscribe filters. Raises BridgeError when the broker does not answer."""
-        for start in range(0, len(filters), _FILTERS_PER_SUBSCRIBE):
-            _, mid = self._paho.unsubscribe(list(filters[start : start + _FILTERS_PER_SUBSCRIBE]))
+        for chunk in _packets(filters, str, self.limits.max_packet):
+            _, mid = self._paho.unsubscribe(chunk)
             await self._suback(mid, "UNSUBSCRIBE")
 
     async def _suback(self, mid: int | None, what: str) -> list[int]:
@@ -509,6 +513,21 @@ class MqttSession(TransportReceiver):
         self._keepalive.ping()
         await self._suback(_PINGRESP, "PINGREQ")
         return self._loop.time() - began
+
+
+def _packets[T](items: Sequence[T], topic_filter: Callable[[T], str], limit: int) -> Iterator[list[T]]:
+    """Divide what goes into SUBSCRIBE or UNSUBSCRIBE packets, none larger than the broker takes (MQTT 5, 3.2.2.3.6)."""
+    packet: list[T] = []
+    size = _SUBSCRIBE_HEAD
+    for item in items:
+        more = len(topic_filter(item).encode()) + _FILTER_OVERHEAD
+        if packet and (len(packet) == _FILTERS_PER_SUBSCRIBE or size + more > limit):
+            yield packet
+            packet, size = [], _SUBSCRIBE_HEAD
+        packet.append(item)
+        size += more
+    if packet:
+        yield packet
 
 
 def _subscribe_properties(identifier: int | None) -> Properties | None:
