@@ -145,7 +145,7 @@ class Home:
 
     async def remove(self) -> None:
         """Remove a route, and wait until it is no longer subscribed."""
-        self._hass.config_entries.async_remove_subentry(self._entry, next(iter(self._entry.subentries)))
+        self._hass.config_entries.async_remove_subentry(self._entry, list(self._entry.subentries)[-1])
         await self._hass.async_block_till_done()
 
     async def diagnostics(self) -> None:

@@ -123,6 +123,8 @@ async def measure(routes: int, topics: int, refused: int) -> list[Line]:
         await stage.act("save", "change it")
         await stage.act("disable_form", "form: switch a route off")
         await stage.act("save", "switch it off")
+        for command in ("add_form", "save"):
+            await stage.home.command(command)
         await stage.act("remove", "remove a route")
         await stage.here.subscribe("+/+/state/+", qos=2)
         await stage.there.subscribe("+/+/+/state/+", qos=2)

@@ -154,8 +154,8 @@ def subscriptions(routes: Iterable[Route], direction: Direction, refused: Collec
     qos = {topic_filter: max(route.max_qos for route in served[topic_filter]) for topic_filter in widest}
     several = overlapping(widest)
     if len({qos[topic_filter] for topic_filter in several}) > 1:
-        for group in groups(several):
-            qos |= dict.fromkeys(group, max(qos[topic_filter] for topic_filter in group))
+        for overlaps in groups(several):
+            qos |= dict.fromkeys(overlaps, max(qos[topic_filter] for topic_filter in overlaps))
     return [
         Subscription(
             topic_filter,
