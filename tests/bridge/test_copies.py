@@ -440,6 +440,22 @@ async def test_a_copy_after_a_lost_connection(wire: Wire, *, resumed: bool) -> N
     assert wire.bridge.status.outbound.copies == resumed
 
 
+async def test_a_copy_that_waits_for_the_target(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its window full of what the target has not acknowledged, the source can send it only after an outage."""
+    now = 1000.0
+    monkeypatch.setattr(copies_module, "monotonic", lambda: now)
+    local, remote = await wire.connect()
+    local.publish("home/temp", b"21", mid=1, identifiers=[2])
+    assert (await remote.receive_publish()).packet_id == 1
+    await remote.close()
+    now += 600
+    remote = await wire.remote_broker.accept()
+    await remote.handshake(session_present=True)
+    assert (await remote.receive_publish()).dup
+    local.publish("home/temp", b"21", mid=2, identifiers=[1])
+    await local.expect(PacketType.PUBACK, 2)
+
+
 async def test_only_what_differs_is_asked_again(wire: Wire) -> None:
     """What is there already gets its identifier before another one is subscribed that overlaps it."""
     always = [replace(route, retained=RetainedAtConnect.ALWAYS) for route in wire.routes]
