@@ -17,7 +17,7 @@ from custom_components.quic_bridge.bridge.routes import Direction, RetainedAtCon
 from custom_components.quic_bridge.bridge.status import BridgeState
 
 from ..support.certs import Certificates
-from ..support.packets import PacketType, Properties, Property, Publish, body_of
+from ..support.packets import PacketType, Properties, Property, Publish, body_of, decode_subscribe, encode_suback
 from ..support.processes import wait_until
 from ..support.scripted_broker import ScriptedBroker, ScriptedConnection
 from .link_support import ROUTES, Numbers, Scene, make_scene
@@ -321,8 +321,8 @@ class Wire:
         )
         self.bridge: Bridge
 
-    async def connect(self, properties: Properties | None = None) -> tuple[ScriptedConnection, ScriptedConnection]:
-        """Start the bridge and bring both sides up."""
+    async def start(self) -> ScriptedConnection:
+        """Start the bridge and bring the remote side up."""
 
         def config(broker: ScriptedBroker) -> BrokerConfig:
             return BrokerConfig(host=broker.host, port=broker.port, client_id="bridge")
@@ -337,6 +337,11 @@ class Wire:
         await self.bridge.start()
         remote = await self.remote_broker.accept()
         await remote.handshake()
+        return remote
+
+    async def connect(self, properties: Properties | None = None) -> tuple[ScriptedConnection, ScriptedConnection]:
+        """Start the bridge and bring both sides up."""
+        remote = await self.start()
         local = await self.local_broker.session(properties=properties)
         await self.running()
         return local, remote
@@ -384,6 +389,24 @@ async def test_many_need_few_packets(wire: Wire) -> None:
     local, _ = await wire.connect()
     await wait_until(lambda: len(local.filters) == 502, what="all subscriptions")
     assert len(local.subscribes) == 6
+
+
+async def test_a_broker_that_refuses_what_covers_them(wire: Wire) -> None:
+    """What is subscribed instead overlaps, and its copies are known."""
+    wire.routes = (Route(id="all", direction=Direction.TO_REMOTE, topic_filter="#"), *wire.routes)
+    remote = await wire.start()
+    local = await wire.local_broker.accept()
+    local.answer_subscribe = False
+    await local.handshake()
+    mid, _ = decode_subscribe(await local.receive(), v5=True)
+    local.answer_subscribe = True
+    local.send(encode_suback(mid, [0x87], v5=True))
+    await wire.running()
+    assert asked(local)[0] == {"+/temp": (2, 1)}
+    local.publish("home/temp", b"21", mid=1, identifiers=[2])
+    assert (await remote.receive_publish()).packet_id == 1
+    local.publish("home/temp", b"21", mid=2, identifiers=[1])
+    await local.expect(PacketType.PUBACK, 2)
 
 
 async def test_a_broker_without_identifiers(wire: Wire) -> None:

@@ -86,6 +86,9 @@ class Copies:
 
         `expected` is how many times the source may send it.
         """
+        position = header + 2 + (packet[header] << 8 | packet[header + 1]) + (2 if first & 0x06 else 0)
+        if packet[position : position + 1] == b"\0":
+            return False  # no properties at all
         try:
             name, _, properties, payload = codec.split_publish(first, header, packet, v5=True)
             identifiers, common = codec.take_identifiers(properties)

@@ -240,7 +240,7 @@ class Plan:
     comes_back: bool = False
     """Whether we are subscribed at the target to what the messages are called there."""
     copies: int = 1
-    """How many of our subscriptions at the source the topic matches: so many times it may send each message."""
+    """How many of our subscriptions at the source the topic matches at most: so often it may send each message."""
 
 
 class Router:
@@ -330,9 +330,13 @@ class Router:
         return Plan(None, excluded=excluded)
 
     def copies(self, name: str) -> int:
-        """Return how many of the filters that `subscriptions` has for these routes match a topic."""
+        """Return how many of the filters that `subscriptions` has for these routes match a topic.
+
+        Where one covers the others it may be refused, and these be subscribed in its place.
+        """
         filters = {self._ways[position][1].topic_filter for position in self._tree.covering(name)}
-        return sum(not any(one != other and covers(other, one) for other in filters) for one in filters)
+        widest = sum(not any(one != other and covers(other, one) for other in filters) for one in filters)
+        return max(widest, min(2, len(filters)))
 
     def response_topic(self, topic: bytes) -> bytes:
         """Name under which an answer to `topic` comes back here (MQTT 5, 4.10); the same where no route brings it."""
