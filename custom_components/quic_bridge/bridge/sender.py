@@ -202,7 +202,7 @@ class Sender(AckReceiver, StreamOwner):
     def _forward_qos_0(self, message: Message, route: Route) -> None:
         target = self._target
         away = target is None or self._has_backlog
-        if (away and route.qos_0 is not Qos0Policy.DROP) or self._has_earlier_qos_0(message):
+        if (away and route.qos_0 is not Qos0Policy.DROP) or (self._backlog.qos_0 and self._has_earlier_qos_0(message)):
             self._keep_qos_0(message, route.qos_0)
         elif target is None:
             self.drop(message, DropReason.DISCONNECTED, "QoS 0")
@@ -214,7 +214,7 @@ class Sender(AckReceiver, StreamOwner):
 
     def _has_earlier_qos_0(self, message: Message) -> bool:
         """Whether a QoS 0 message of its topic waits that it must not pass, although the target is back."""
-        return self._backlog.qos_0 > 0 and self._backlog.newest(message.topic_name) is not None
+        return self._backlog.newest(message.topic_name) is not None
 
     def _keep_qos_0(self, message: Message, policy: Qos0Policy) -> None:
         """Let a QoS 0 message wait for the target, as its route wants."""
@@ -235,7 +235,9 @@ class Sender(AckReceiver, StreamOwner):
     def _try_to_send(self, message: Message) -> bool:
         """Write a message to the target, or leave it to its route's own stream; False: not now."""
         target = self._target
-        if target is None or self._pause is not None or self._must_wait(message) or self._is_held(message):
+        if target is None or self._pause is not None or self._must_wait(message):
+            return False
+        if self._held_from is not None and message.number >= self._held_from and self._is_held(self._held_from):
             return False
         if (stream := self._own_stream(message)) is not None:
             stream.take(message)
@@ -254,14 +256,12 @@ class Sender(AckReceiver, StreamOwner):
             self._write(target, message, message.qos_at(target, route))
         return True
 
-    def _is_held(self, message: Message) -> bool:
-        """Whether messages are under way on other streams than those that their topics go over now.
+    def _is_held(self, number: int) -> bool:
+        """Whether messages before a number are under way on other streams than those that their topics go over now.
 
         QoS 2 never is: it has but one.
         """
-        if self._held_from is None or message.number < self._held_from:
-            return False
-        if self._data_streams.waiting or any(item.qos == 1 and item.number < self._held_from for item in self._flying):
+        if self._data_streams.waiting or any(item.qos == 1 and item.number < number for item in self._flying):
             return True
         self._held_from = None
         return False
@@ -272,7 +272,7 @@ class Sender(AckReceiver, StreamOwner):
         mid = message.mid
         if mid in self._flying or mid in target.reserved:
             return False
-        if message.from_before and not target.v5 and self._flying.qos_2:
+        if not target.v5 and message.from_before and self._flying.qos_2:
             # A broker of MQTT 3.1.1 that has no place for a QoS 2 message cannot say so: mosquitto answers PUBREC and
             # forgets it. It may hold a window of messages, less one, of which we know nothing since our restart.
             return False
