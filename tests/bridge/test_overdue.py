@@ -12,7 +12,7 @@ from custom_components.quic_bridge.bridge.status import DropReason
 from ..support.packets import PacketType
 from ..support.processes import wait_until
 from ..support.scripted_broker import ScriptedBroker
-from .test_session import Wire
+from .test_session import Wire, withhold_pingresp
 
 PUBACK, PUBREC, PUBREL, PUBCOMP = PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUBCOMP
 
@@ -75,6 +75,26 @@ async def test_an_acknowledgement_that_never_comes(wire: Wire, monkeypatch: pyte
     assert wire.bridge.status.outbound.dropped == {DropReason.REJECTED: 1}
     await local.barrier(remote)
     assert wire.link.reconnects == 1
+
+
+async def test_a_release_after_which_the_target_is_silent(wire: Wire) -> None:
+    """RabbitMQ takes QoS 2 as QoS 1. At a PUBREL from before a restart of ours it falls silent, each time anew."""
+    await wire.bridge.start()
+    local = await wire.local_broker.session(session_present=True)
+    local.ack(PUBREL, 7)
+    connection = await wire.remote_broker.accept()
+    connection.send(b"\x20\x02\x00\x01")  # MQTT 5 is not spoken here
+    for _ in range(3):
+        remote = await wire.remote_broker.session(session_present=True)
+        withhold_pingresp(remote)
+        await remote.expect(PUBREL, 7)
+        with pytest.raises(EOFError):
+            await remote.receive()
+    await local.expect(PUBCOMP, 7)
+    remote = await wire.remote_broker.session(session_present=True)
+    assert not remote.v5
+    await remote.barrier(local)
+    await local.barrier(remote)
 
 
 async def test_a_slow_target_is_waited_for(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:

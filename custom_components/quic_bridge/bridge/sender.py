@@ -12,7 +12,7 @@ from typing import Final, Protocol, override
 from . import codec
 from .backlog import Backlog
 from .data_streams import DataStream, DataStreams, StreamOwner
-from .errors import BridgeError
+from .errors import BridgeError, ErrorCode
 from .guard import LoopError, LoopGuard, PathMarker
 from .message import InFlight, Message, Stage, encode, next_number
 from .overdue import GIVEN_UP, OverdueWatch
@@ -30,6 +30,8 @@ _OVER_QUOTA: Final = (0x93, 0x97)
 """Receive Maximum exceeded, quota exceeded: that passes."""
 _QUOTA_PAUSE: Final = 1.0
 _QUOTA_TRIES: Final = 60
+_SILENT: Final = frozenset({ErrorCode.PING_TIMEOUT, ErrorCode.PROTOCOL_ERROR})
+_SILENCES: Final = 3
 _PACKET_IDENTIFIER_IN_USE: Final = 0x91
 
 
@@ -401,6 +403,8 @@ class Sender(AckReceiver, StreamOwner):
 
     @override
     def target_lost(self, error: BridgeError | None) -> None:
+        if self._target is not None and error is not None:
+            self._give_up_releases(self._target, error)
         self._target = None
         waiting: list[Message] = []
         for message in self._data_streams.lost():
@@ -424,6 +428,19 @@ class Sender(AckReceiver, StreamOwner):
             self._flying.remove(poison.mid)
             detail = f"the broker ended the connection {poison.strikes} times when it was sent"
             self.drop(poison, DropReason.REJECTED, f"{poison.topic}: {detail}: {error.text}")
+
+    def _give_up_releases(self, target: MqttSession, error: BridgeError) -> None:
+        """Give up PUBRELs from before a restart of ours after which a broker of MQTT 3.1.1 says nothing any more.
+
+        RabbitMQ does so each time. It takes QoS 2 as QoS 1, so it has the message, and no part in its release.
+        """
+        if target.v5 or error.code not in _SILENT:
+            return
+        for message in [item for item in self._flying if item.stage is Stage.RELEASED and not item.packet]:
+            message.strikes += 1
+            if message.strikes >= _SILENCES:
+                self._flying.remove(message.mid)
+                self._delivered(message)
 
     @override
     def target_writable(self) -> None:
