@@ -1,6 +1,8 @@
 """The switch that pauses the bridge, and the button that reconnects it."""
 
+import re
 from types import MappingProxyType
+from typing import Any
 
 from homeassistant.config_entries import ConfigEntryState, ConfigSubentry
 from homeassistant.const import STATE_OFF, STATE_ON, EntityCategory
@@ -44,6 +46,11 @@ async def switch(hass: HomeAssistant, entry: MockConfigEntry, to: str) -> None:
     target = {"entity_id": entity_id(hass, entry, "enabled")}
     await hass.services.async_call("switch", f"turn_{to}", target, blocking=True)
     assert state(hass, entry, "enabled") == to
+
+
+async def wait_for_log(broker: Mosquitto, pattern: str) -> None:
+    """Wait until something is in a broker's log."""
+    await wait_until(lambda: re.search(pattern, broker.log), 3, pattern)
 
 
 async def press(hass: HomeAssistant, entry: MockConfigEntry) -> None:
@@ -106,6 +113,32 @@ async def test_changes_while_paused_count_afterwards(
         await away.subscribe("new", qos=1)
         await home.publish("new", b"", 1)
         await away.wait_for(1)
+
+
+async def test_a_route_that_is_removed_while_the_bridge_does_not_run(
+    hass: HomeAssistant,
+    entry: MockConfigEntry,
+    local_broker: Mosquitto,
+    remote_broker: Mosquitto,
+    hass_storage: dict[str, Any],
+) -> None:
+    """The brokers keep the session with its subscription, which ends when the bridge is back: also after a reload."""
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    for topic in ("up/#", "down/#"):
+        await switch(hass, entry, "off")
+        route = next(route for route in entry.subentries.values() if route.data["topic_filter"] == topic)
+        hass.config_entries.async_remove_subentry(entry, route.subentry_id)
+        if topic == "down/#":
+            assert await hass.config_entries.async_reload(entry.entry_id)
+        await hass.async_block_till_done()
+        await switch(hass, entry, "on")
+        await wait_running(hass, entry)
+        broker, client_id = (local_broker, f"{CLIENT_ID}-local") if topic == "up/#" else (remote_broker, CLIENT_ID)
+        await wait_for_log(broker, rf"Received UNSUBSCRIBE from {client_id}\n.*\t{topic}\n")
+    assert (key := f"{DOMAIN}.{entry.entry_id}.subscriptions") in hass_storage
+    await hass.config_entries.async_remove(entry.entry_id)
+    assert key not in hass_storage
 
 
 async def test_issues_rest_while_paused(hass: HomeAssistant, entry: MockConfigEntry, quic_front: Front) -> None:

@@ -43,6 +43,33 @@ UNREADABLE = route_data("to_remote", "bedroom/#", priority="urgent")
 
 
 @pytest.mark.parametrize(
+    "stored",
+    [
+        {"version": 1, "minor_version": 1, "data": {"local": ["#/none", 7], "remote": "all"}},
+        {"version": 1, "minor_version": 1, "data": ["up/#"]},
+        {"version": 99, "minor_version": 1, "data": {}},
+    ],
+)
+async def test_subscriptions_that_cannot_be_read(
+    hass: HomeAssistant,
+    local_broker: Mosquitto,
+    quic_front: Front,
+    certs: Certificates,
+    hass_storage: dict[str, Any],
+    stored: dict[str, Any],
+) -> None:
+    """They are asked for anyhow."""
+    entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
+    key = f"{DOMAIN}.{entry.entry_id}.subscriptions"
+    hass_storage[key] = {"key": key, **stored}
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    assert await hass.config_entries.async_unload(entry.entry_id)
+    if stored["version"] == 1:
+        assert hass_storage[key]["data"]["remote"] == ["down/#"]
+
+
+@pytest.mark.parametrize(
     ("data", "reason"),
     [
         ({"topic_filter": "a/#"}, "no direction"),

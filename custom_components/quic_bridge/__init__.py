@@ -30,6 +30,7 @@ from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
 from .coordinator import QuicBridgeConfigEntry, QuicBridgeCoordinator
 from .issues import async_forget_issues
 from .services import async_setup_services
+from .subscription_memory import SubscriptionMemory
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ async def async_remove_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) 
         await Outbox(outbox_path(hass, entry)).remove()
     except OutboxError as error:
         _LOGGER.warning("The file with the messages that waited could not be deleted: %s", error)
+    await SubscriptionMemory(hass, entry).async_remove()
     try:
         await remove_files(tickets_path(hass, entry), quic_log_folder(hass, entry))
     except OSError as error:

@@ -22,6 +22,7 @@ from .issues import BridgeIssues
 from .options import local_with_options
 from .route_data import stored_routes, unreadable_routes
 from .route_problems import RouteProblem, route_problems
+from .subscription_memory import SubscriptionMemory
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         self._applying = asyncio.Lock()
         self._unread = False
         """The entry's routes have changed since they were read."""
+        self._subscriptions = SubscriptionMemory(hass, entry)
         self._settings = _settings(entry)
         self._refused: set[Side] = set()
         self._mqtt_broker = self._read_mqtt_broker()
@@ -76,6 +78,8 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
                 async_dispatcher_connect(self.hass, SIGNAL_CONFIG_ENTRY_CHANGED, self._async_entry_changed)
             )
         await self._async_read_routes()
+        await self._subscriptions.async_load()
+        self._subscriptions.async_remind(self.bridge)
         if not self.paused:
             await self.bridge.start()
         self._async_status_changed(self.bridge.status)
@@ -89,6 +93,7 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         """
         await super().async_shutdown()
         await self.bridge.stop()
+        await self._subscriptions.async_save()
         self._issues.async_clear()
 
     @property
@@ -107,6 +112,7 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
                 await self.bridge.stop()
             else:
                 self.bridge = self._make_bridge()
+                self._subscriptions.async_remind(self.bridge)
                 await self.bridge.start()
             self._async_status_changed(self.bridge.status)
 
@@ -181,6 +187,7 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
             # The credentials of Home Assistant's own broker are the mqtt integration's to ask for.
             self._async_check_credentials(Side.LOCAL, status.local)
         self.history.follow(status)
+        self._subscriptions.async_follow(self.bridge)
         self._find_route_problems(status)
         if self.paused:
             self._issues.async_clear()

@@ -1,7 +1,7 @@
 """The bridge: two links, a forwarder for each direction, and one snapshot of it all."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -153,6 +153,17 @@ class Bridge:
         ):
             if presence is not None and presence.topic != topic:
                 presence.retire()
+
+    def subscribed(self, side: Side) -> list[str]:
+        """Return the topic filters that a broker's session with us has, as far as is known."""
+        return self._link(side).subscribed
+
+    def remember_subscriptions(self, side: Side, filters: Iterable[str]) -> None:
+        """Hear, before the start, what an earlier bridge had subscribed in a session that the broker may still have."""
+        self._link(side).remember_subscriptions(filters)
+
+    def _link(self, side: Side) -> Link:
+        return self._local if side is Side.LOCAL else self._remote
 
     def reconnect(self, side: Side | None = None) -> None:
         """Connect one side (or both) anew at once; a wait for the next attempt is cut short."""

@@ -1,7 +1,7 @@
 """One broker connection's life: connect, session up, loss, back-off, again. The same for both sides."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 import logging
@@ -92,6 +92,15 @@ class Link:
         self._failed_filters: dict[str, str] = {}
         self._details = TransportStatus()
         self._certificates = CertificateWatch()
+
+    @property
+    def subscribed(self) -> list[str]:
+        """The topic filters that the broker's session with us has, as far as is known."""
+        return list(self._subscribed)
+
+    def remember_subscriptions(self, filters: Iterable[str]) -> None:
+        """Hear what was subscribed before; what no route wants any more is unsubscribed on connecting."""
+        self._subscribed = {topic_filter: Subscription(topic_filter, 0) for topic_filter in filters}
 
     @property
     def status(self) -> LinkStatus:
