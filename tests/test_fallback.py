@@ -201,6 +201,38 @@ async def test_further_addresses(
     assert suggested(result, "fallback", "addresses") == shown
 
 
+async def test_set_up_while_the_first_address_is_down(
+    hass: HomeAssistant, local_broker: Mosquitto, remote_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    """A further address that lets us in will do; the flow says so, and the user chooses."""
+    result = await reach_remote(hass, local_broker)
+    addresses = [f"127.0.0.1:{free_port()}", f"localhost:{quic_front.port}"]
+
+    def typed_with(password: str, **fallback: Any) -> Input:  # noqa: ANN401
+        return {**typed(quic_front, certs, password, addresses=addresses, **fallback), "port": free_port()}
+
+    # What one of them says of us, the others would say as well.
+    result = await fill(hass, result, typed_with("wrong"))
+    assert result["errors"] == {"username": "not_authorized"}
+    # A fallback is tried all the same, before it is needed.
+    result = await fill(hass, result, typed_with("secret", use_fallback=True, fallback_port=free_port()))
+    assert result["errors"] == {"fallback": "refused"}
+
+    menu = await fill(hass, result, typed_with("secret"))
+    assert (menu["type"], menu["step_id"]) == (FlowResultType.MENU, "other_address")
+    placeholders = menu["description_placeholders"] or {}
+    assert (placeholders["host"], placeholders["fallback_host"]) == ("127.0.0.1", "localhost")
+    assert placeholders["fallback_port"] == str(quic_front.port)
+    result = await fill(hass, menu, {"next_step_id": "remote"})
+    assert suggested(result, "fallback", "addresses") == addresses
+
+    menu = await fill(hass, result, typed_with("secret"))
+    entry = await finish(hass, await fill(hass, menu, {"next_step_id": "use_fallback"}))
+    assert [item["port"] for item in entry.data["remote"]["addresses"]][1] == quic_front.port
+    assert entry.data["remote"]["fallback"] is None
+    assert state(hass, entry, "remote_transport") == "quic"
+
+
 async def test_new_credentials_where_udp_is_blocked(
     hass: HomeAssistant, local_broker: Mosquitto, remote_broker: Mosquitto, quic_front: Front, certs: Certificates
 ) -> None:

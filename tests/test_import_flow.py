@@ -237,32 +237,28 @@ async def test_the_fallback_of_the_file_stands_in(
 
 
 async def test_the_second_address_of_the_file_stands_in(
-    hass: HomeAssistant,
-    local_broker: Mosquitto,
-    remote_broker: Mosquitto,
-    quic_front: Front,
-    certs: Certificates,
-    swift: None,
+    hass: HomeAssistant, local_broker: Mosquitto, remote_broker: Mosquitto, quic_front: Front, swift: None
 ) -> None:
+    """Where the first is dead from the first attempt on."""
     mqtt_entry(local_broker).add_to_hass(hass)
-    async with Front(remote_broker.address, certs.server.cert_file, certs.server.key_file) as second:
-        text = HYBRID.format(port=quic_front.port, second=f"mqtt-quic://localhost:{second.port}")
-        result = await review(hass, text)
-        texts = shown(result)
-        assert (texts["addresses"], texts["fallback"]) == (f"`localhost:{second.port}`", "–")  # noqa: RUF001
-        result = await fill(hass, await choose(hass, result, "local"), {"mode": "home_assistant"})
-        assert result["type"] is FlowResultType.CREATE_ENTRY
-        entry = result["result"]
-        assert entry.data["remote"]["addresses"] == [{"host": "localhost", "port": second.port}]
-        await wait_running(hass, entry)
-        assert second.stats.connects == []
-        async with Client(*local_broker.address) as home, Client(*remote_broker.address) as away:
-            await away.subscribe("up/#")
-            quic_front.die()
-            await home.publish("up/lamp", b"on", 1)
-            await away.wait_for(1)
-        assert second.stats.connects[-1].client_id == "old"
-        assert await hass.config_entries.async_unload(entry.entry_id)
+    text = HYBRID.format(port=free_port(), second=f"mqtt-quic://localhost:{quic_front.port}")
+    result = await review(hass, text)
+    texts = shown(result)
+    assert (texts["addresses"], texts["fallback"]) == (f"`localhost:{quic_front.port}`", "–")  # noqa: RUF001
+    result = await fill(hass, await choose(hass, result, "local"), {"mode": "home_assistant"})
+    assert result["step_id"] == "other_address"
+    result = await choose(hass, result, "use_fallback")
+    assert result["type"] is FlowResultType.CREATE_ENTRY
+    entry = result["result"]
+    assert entry.data["remote"]["addresses"] == [{"host": "localhost", "port": quic_front.port}]
+    assert entry.options == HYBRID_OPTIONS
+    await wait_running(hass, entry)
+    async with Client(*local_broker.address) as home, Client(*remote_broker.address) as away:
+        await away.subscribe("up/#")
+        await home.publish("up/lamp", b"on", 1)
+        await away.wait_for(1)
+    assert quic_front.stats.connects[-1].client_id == "old"
+    assert await hass.config_entries.async_unload(entry.entry_id)
 
 
 async def test_addresses_whose_quic_port_is_not_known(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import logging
-from typing import Any, override
+from typing import Any, NamedTuple, override
 
 from homeassistant.config_entries import (
     SOURCE_RECONFIGURE,
@@ -61,6 +61,13 @@ from .trust_flow import TrustFlow
 _LOGGER = logging.getLogger(__name__)
 
 
+class _Diversion(NamedTuple):
+    """A way round to a remote broker that cannot be reached at its own address."""
+
+    problem: FormError
+    endpoint: BrokerConfig
+
+
 class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
     """Sets up a bridge: local broker, remote broker, first topics. Also changes one broker, or its credentials.
 
@@ -83,9 +90,9 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
         self._secrets: dict[str, str] = {}
         """What the form that is shown holds back (see tls_forms.py)."""
         self._typed: dict[str, Any] | None = None
-        """What was typed for a remote broker that can be reached by its fallback only ..."""
-        self._problem: FormError | None = None
-        """... and why."""
+        """What was typed for a remote broker that can be reached by a way round only ..."""
+        self._diversion: _Diversion | None = None
+        """... and by which, and why."""
 
     @classmethod
     @callback
@@ -170,30 +177,40 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
                 **endpoint_data(user_input),
             }
             self._abort_if_configured(remote)
-            problem = await self._async_try_remote(REMOTE_SCHEMA, remote, offer=True)
+            diversion = await self._async_try_remote(REMOTE_SCHEMA, remote, offer=True)
         except FormError as error:
             form = self._form("remote", REMOTE_SCHEMA, user_input, error)
             return await self._async_show_certificate(form, error, self.async_step_remote, user_input)
-        if problem is not None:
-            self._typed, self._remote, self._problem = user_input, remote, problem
-            return await self.async_step_no_quic()
-        return await self._async_remote_done(remote)
+        if diversion is None:
+            return await self._async_remote_done(remote)
+        self._typed, self._remote, self._diversion = user_input, remote, diversion
+        if diversion.endpoint.transport is TransportKind.QUIC:
+            return await self.async_step_other_address()
+        return await self.async_step_no_quic()
+
+    async def async_step_other_address(self, _: dict[str, Any] | None = None) -> ConfigFlowResult:
+        """Say that only a further address lets us in, and let the user decide."""
+        return self._diversion_menu("other_address")
 
     async def async_step_no_quic(self, _: dict[str, Any] | None = None) -> ConfigFlowResult:
         """Say that only the fallback can be used from here, and let the user decide."""
-        fallback = self._remote[CONF_FALLBACK]
+        return self._diversion_menu("no_quic")
+
+    def _diversion_menu(self, step_id: str) -> ConfigFlowResult:
+        assert self._diversion is not None  # noqa: S101 - the step before has set it
+        problem, endpoint = self._diversion
         return self.async_show_menu(
-            step_id="no_quic",
+            step_id=step_id,
             menu_options=["use_fallback", "remote"],
             description_placeholders={
-                **(self._problem.placeholders if self._problem else {}),
-                "fallback_host": fallback[CONF_HOST] or self._remote[CONF_HOST],
-                "fallback_port": str(fallback[CONF_PORT]),
+                **problem.placeholders,
+                "fallback_host": endpoint.host,
+                "fallback_port": str(endpoint.port),
             },
         )
 
     async def async_step_use_fallback(self, _: dict[str, Any] | None = None) -> ConfigFlowResult:
-        """Go on with the fallback; the bridge changes to QUIC by itself when that gets through."""
+        """Go on with the way round; the bridge changes to the broker's own address by itself when that is good."""
         return await self._async_remote_done(self._remote)
 
     async def _async_remote_done(self, remote: dict[str, Any]) -> ConfigFlowResult:
@@ -314,42 +331,71 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
             options = self.hass.config_entries.async_get_known_entry(entry_id).options
         return remote_with_options(remote_broker(remote), options)
 
-    def _fallback(self, remote: Mapping[str, Any]) -> BrokerConfig:
-        """Return the remote broker as its fallback is to be tried."""
-        return remote_failover(remote).endpoints(self._remote_broker(remote))[-1]
+    def _endpoints(self, remote: Mapping[str, Any]) -> list[BrokerConfig]:
+        """Return the remote broker as each of its endpoints is to be tried, in order of preference."""
+        return remote_failover(remote).endpoints(self._remote_broker(remote))
 
     async def _async_try_remote(
         self, schema: probatio.Schema, remote: dict[str, Any], *, offer: bool = False
-    ) -> FormError | None:
-        """Log in at the remote broker over QUIC or, where that does not get through, by the fallback.
+    ) -> _Diversion | None:
+        """Log in at the remote broker at its own address or, where that cannot be reached, by a way round.
 
-        Returns why QUIC cannot be used if the fallback can. With `offer` a fallback that is off is tried as well, and
-        switched on in `remote` if it can be used; one that is on is tried also where QUIC is fine. Raises FormError.
+        Returns the way round if there is only that. With `offer` a fallback that is off is tried as well, and switched
+        on in `remote` if it can be used; one that is on is tried also where QUIC is fine. Raises FormError.
         """
         fallback = remote.get(CONF_FALLBACK)
+        diversion: _Diversion | None = None
         try:
             await self._async_try(schema, lambda: self._remote_broker(remote))
         except FormError as problem:
-            tried = fallback or ({CONF_HOST: None, CONF_PORT: DEFAULT_TLS_PORT} if offer else None)
-            if problem.key not in TRANSPORT_ERRORS or tried is None:
+            if problem.key not in TRANSPORT_ERRORS:
                 raise
-            try:
-                await self._async_try(schema, lambda: self._fallback({**remote, CONF_FALLBACK: tried}))
-            except FormError as error:
-                # What a broker says of us is the same over QUIC, so that must be mended first.
-                if error.key in AUTHENTICATION_ERRORS or (fallback and error.key not in TRANSPORT_ERRORS):
-                    raise
-                raise problem from error
-            remote[CONF_FALLBACK] = tried
-            return problem
+            if (endpoint := await self._async_try_further(schema, remote)) is None:
+                return await self._async_try_fallback(schema, remote, problem, offer=offer)
+            diversion = _Diversion(problem, endpoint)
         if offer and fallback:
             try:
-                await self._async_try(schema, lambda: self._fallback(remote))
+                await self._async_try(schema, lambda: self._endpoints(remote)[-1])
             except FormError as error:
                 if error.key not in TRANSPORT_ERRORS:
                     raise
                 raise FormError(SECTION_FALLBACK, error.key, error.placeholders) from error
+        return diversion
+
+    async def _async_try_further(self, schema: probatio.Schema, remote: Mapping[str, Any]) -> BrokerConfig | None:
+        """Return the first of the further addresses that lets us in; FormError if one does not like who we are."""
+        for endpoint in self._endpoints({**remote, CONF_FALLBACK: None})[1:]:
+            if await self._async_is_good(schema, endpoint):
+                return endpoint
         return None
+
+    async def _async_is_good(self, schema: probatio.Schema, endpoint: BrokerConfig) -> bool:
+        try:
+            await self._async_try(schema, lambda: endpoint)
+        except FormError as error:
+            if error.key in AUTHENTICATION_ERRORS:
+                raise
+            return False
+        return True
+
+    async def _async_try_fallback(
+        self, schema: probatio.Schema, remote: dict[str, Any], problem: FormError, *, offer: bool
+    ) -> _Diversion:
+        """Log in by the fallback, as QUIC has a problem; raises FormError."""
+        fallback = remote.get(CONF_FALLBACK)
+        tried = fallback or ({CONF_HOST: None, CONF_PORT: DEFAULT_TLS_PORT} if offer else None)
+        if tried is None:
+            raise problem
+        endpoint = self._endpoints({**remote, CONF_FALLBACK: tried})[-1]
+        try:
+            await self._async_try(schema, lambda: endpoint)
+        except FormError as error:
+            # What a broker says of us is the same over QUIC, so that must be mended first.
+            if error.key in AUTHENTICATION_ERRORS or (fallback and error.key not in TRANSPORT_ERRORS):
+                raise
+            raise problem from error
+        remote[CONF_FALLBACK] = tried
+        return _Diversion(problem, endpoint)
 
     def _abort_if_configured(self, remote: Mapping[str, Any]) -> None:
         """Abort when another bridge has the same identity at the same remote broker: the two would fight for it."""
