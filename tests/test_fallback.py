@@ -253,6 +253,19 @@ async def test_new_credentials_where_udp_is_blocked(
     await wait_running(hass, entry)
 
 
+async def test_new_credentials_while_nothing_answers(
+    hass: HomeAssistant, local_broker: Mosquitto, remote_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    remote = remote_data(quic_front.port, certs.ca_pem, username="bridge", password="old")
+    await set_up(hass, bridge_entry(local_data(local_broker), remote))
+    await wait_until(hass.config_entries.flow.async_progress, 10, "a form")
+    [flow] = hass.config_entries.flow.async_progress()
+    quic_front.die()
+    user_input = {"username": "bridge", "password": "secret", "advanced": {"client_id": remote["client_id"]}}
+    result = await hass.config_entries.flow.async_configure(flow["flow_id"], user_input)
+    assert result["errors"] == {"base": "refused"}
+
+
 # --- entities, events, diagnostics ------------------------------------------------------------------------------------
 
 
