@@ -47,7 +47,7 @@ from .const import (
     PAGE_PRESENCE,
 )
 from .options import backoff, loop_guard, outbox_limits, presence, quic_logs, remote_with_options
-from .route_data import stored_routes
+from .route_data import routes_in_use
 
 MQTT_DOMAIN: Final = "mqtt"
 
@@ -231,7 +231,7 @@ def bridge_config(hass: HomeAssistant, entry: ConfigEntry) -> BridgeConfig:
         backoff=backoff(entry.options.get(PAGE_CONNECTION, {})),
         local_backoff=BackoffConfig(),
         failover=remote_failover(entry.data[CONF_REMOTE]),
-        routes=stored_routes(entry),
+        routes=routes_in_use(entry)[0],
         tickets=tickets_path(hass, entry),
         quic_logs=quic_logs(entry.options.get(PAGE_EXPERT, {}), quic_log_folder(hass, entry)),
     )

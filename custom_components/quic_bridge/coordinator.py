@@ -20,7 +20,7 @@ from .const import CONF_LOCAL, CONF_PAUSED, DOMAIN, REAUTH_SIDE
 from .history import History
 from .issues import BridgeIssues
 from .options import local_with_options
-from .route_data import stored_routes, unreadable_routes
+from .route_data import routes_in_use
 from .route_problems import RouteProblem, route_problems
 from .subscription_memory import SubscriptionMemory
 
@@ -154,8 +154,7 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
 
     async def _async_read_routes(self) -> None:
         """Take the routes in use. To compare them all with each other may take a moment, if there are thousands."""
-        self._routes = stored_routes(self.config_entry)
-        self.unreadable_routes = unreadable_routes(self.config_entry)
+        self._routes, self.unreadable_routes = routes_in_use(self.config_entry)
         self._hidden = await self.hass.async_add_executor_job(hidden_routes, self._routes)
 
     def _local_broker(self) -> BrokerConfig:

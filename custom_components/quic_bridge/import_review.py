@@ -9,7 +9,7 @@ from homeassistant.helpers.translation import async_get_translations
 from .const import CONF_PROFILE, DOMAIN
 from .importer.model import ImportedBridge, Note
 from .options import CONNECTION_OPTIONS, MESSAGE_OPTIONS
-from .route_data import code, preview
+from .route_data import code, left_out, preview
 
 MAX_SHOWN: Final = 30
 """Addresses, routes, and things not carried over, that are listed one by one."""
@@ -71,5 +71,4 @@ def _notes(notes: Sequence[Note], selectors: _Texts) -> Iterator[str]:
 
 def _shorten(lines: Iterable[str], number: int = 0) -> str:
     """Join the lines; `number` is how many there would be without a limit."""
-    more = [f"- … (+{number - MAX_SHOWN})"] if number > MAX_SHOWN else []
-    return "\n".join([*lines, *more]) or _NONE
+    return "\n".join([*lines, *left_out(number, MAX_SHOWN)]) or _NONE

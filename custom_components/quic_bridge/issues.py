@@ -24,7 +24,7 @@ from .bridge.outbox_model import OutboxFault
 from .bridge.status import BridgeStatus, CertificateStatus, DropReason, LinkState, LinkStatus, OutboxStatus, Side
 from .brokers import local_broker, outbox_path, remote_broker, uses_home_assistant_broker
 from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
-from .route_data import code, route_title
+from .route_data import code, left_out, route_title
 from .route_problems import Problem, RouteProblem
 
 MAX_LISTED: Final = 20
@@ -282,5 +282,4 @@ def async_forget_issues(hass: HomeAssistant, entry: ConfigEntry) -> None:
 
 def _listed(lines: list[str]) -> str:
     """Return a list in Markdown that stays readable."""
-    more = [f"- … (+{len(lines) - MAX_LISTED})"] if len(lines) > MAX_LISTED else []
-    return "\n".join([*lines[:MAX_LISTED], *more])
+    return "\n".join([*lines[:MAX_LISTED], *left_out(len(lines), MAX_LISTED)])

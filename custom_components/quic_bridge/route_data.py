@@ -106,9 +106,21 @@ def is_enabled(data: Mapping[str, Any]) -> bool:
     return bool(data.get(CONF_ENABLED, True))
 
 
-def stored_routes(entry: ConfigEntry) -> tuple[Route, ...]:
-    """Return the routes of an entry that are in use, in their order, without those that cannot be read."""
-    return tuple(route for subentry, route in readable_routes(entry) if is_enabled(subentry.data))
+def routes_in_use(entry: ConfigEntry) -> tuple[tuple[Route, ...], dict[str, str]]:
+    """Return the routes of an entry that are to be in use, in their order.
+
+    Beside them the titles of those that cannot be read, with what is wrong with each.
+    """
+    routes: list[Route] = []
+    unreadable: dict[str, str] = {}
+    for subentry in entry.get_subentries_of_type(SUBENTRY_ROUTE):
+        if not is_enabled(subentry.data):
+            continue
+        try:
+            routes.append(route_from_data(subentry.subentry_id, subentry.data))
+        except RouteError as error:
+            unreadable[subentry.title] = str(error)
+    return tuple(routes), unreadable
 
 
 def readable_routes(entry: ConfigEntry) -> Iterator[tuple[ConfigSubentry, Route]]:
@@ -117,20 +129,8 @@ def readable_routes(entry: ConfigEntry) -> Iterator[tuple[ConfigSubentry, Route]
         try:
             route = route_from_data(subentry.subentry_id, subentry.data)
         except RouteError:
-            continue  # see unreadable_routes
+            continue  # see routes_in_use
         yield subentry, route
-
-
-def unreadable_routes(entry: ConfigEntry) -> dict[str, str]:
-    """Return the titles of the routes that are to be in use and cannot be read, with what is wrong with each."""
-    found: dict[str, str] = {}
-    for subentry in entry.get_subentries_of_type(SUBENTRY_ROUTE):
-        try:
-            route_from_data(subentry.subentry_id, subentry.data)
-        except RouteError as error:
-            if is_enabled(subentry.data):
-                found[subentry.title] = str(error)
-    return found
 
 
 # --- shown ------------------------------------------------------------------------------------------------------------
@@ -186,6 +186,11 @@ def _example(route: Route, direction: Direction) -> tuple[str, str] | None:
 def code(text: str) -> str:
     """Quote a topic for Markdown, to which + and # would mean something."""
     return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def left_out(number: int, shown: int) -> list[str]:
+    """Return the line, if it takes one, that ends a list in Markdown of `number` things, `shown` of which it has."""
+    return [f"- … (+{number - shown})"] if number > shown else []
 
 
 # --- doubtful ---------------------------------------------------------------------------------------------------------

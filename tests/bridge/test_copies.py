@@ -19,7 +19,7 @@ from custom_components.quic_bridge.bridge.status import BridgeState
 from ..support.certs import Certificates
 from ..support.packets import PacketType, Properties, Property, Publish, body_of, decode_subscribe, encode_suback
 from ..support.processes import wait_until
-from ..support.scripted_broker import ScriptedBroker, ScriptedConnection
+from ..support.scripted_broker import ScriptedBroker, ScriptedConnection, between_brokers
 from .link_support import ROUTES, Numbers, Scene, make_scene
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -353,12 +353,8 @@ class Wire:
 
 @pytest.fixture
 async def wire(socket_enabled: None) -> AsyncIterator[Wire]:
-    async with ScriptedBroker() as local, ScriptedBroker() as remote:
-        wire = Wire(local, remote)
-        try:
-            yield wire
-        finally:
-            await wire.bridge.stop()
+    async with between_brokers(Wire) as wire:
+        yield wire
 
 
 def asked(connection: ScriptedConnection, start: int = 0) -> list[dict[str, tuple[int, int | None]]]:

@@ -14,7 +14,7 @@ from custom_components.quic_bridge.bridge.status import BridgeState, BridgeStatu
 
 from ..support.packets import PacketType, Properties, Property, Publish, decode_subscribe, encode_suback
 from ..support.processes import wait_until
-from ..support.scripted_broker import ScriptedBroker, ScriptedConnection, encode_unsuback
+from ..support.scripted_broker import ScriptedBroker, ScriptedConnection, between_brokers, encode_unsuback
 
 PUBACK, PUBREC, PUBREL, PUBCOMP = PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUBCOMP
 UP: Properties = {Property.USER_PROPERTY: [("quic_bridge_path", "u")]}
@@ -75,12 +75,8 @@ def let_pass(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 @pytest.fixture
 async def scene(socket_enabled: None) -> AsyncIterator[Scene]:
-    async with ScriptedBroker() as local, ScriptedBroker() as remote:
-        scene = Scene(local, remote)
-        try:
-            yield scene
-        finally:
-            await scene.bridge.stop()
+    async with between_brokers(Scene) as scene:
+        yield scene
 
 
 async def test_qos_1_is_acknowledged_only_when_the_target_did(scene: Scene) -> None:

@@ -13,7 +13,7 @@ from custom_components.quic_bridge.bridge.routes import Direction, Route
 from custom_components.quic_bridge.bridge.status import DropReason
 
 from ..support.packets import PacketType, Properties, Property, Publish
-from ..support.scripted_broker import ScriptedBroker, ScriptedConnection
+from ..support.scripted_broker import ScriptedBroker, ScriptedConnection, between_brokers
 
 UP_AND_DOWN = LoopGuard()
 ONE_BRIDGE = LoopGuard(mode=GuardMode.ONE_BRIDGE)
@@ -112,12 +112,8 @@ class Scene:
 
 @pytest.fixture
 async def scene(socket_enabled: None) -> AsyncIterator[Scene]:
-    async with ScriptedBroker() as local, ScriptedBroker() as remote:
-        scene = Scene(local, remote)
-        try:
-            yield scene
-        finally:
-            await scene.bridge.stop()
+    async with between_brokers(Scene) as scene:
+        yield scene
 
 
 def message(path: str | None, qos: int = 0, mid: int = 0, payload: bytes = b"x") -> bytes:

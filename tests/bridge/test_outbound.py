@@ -13,7 +13,7 @@ from custom_components.quic_bridge.bridge.status import BridgeState, DropReason
 
 from ..support.packets import PacketType, Properties, Property, Publish
 from ..support.processes import wait_until
-from ..support.scripted_broker import ScriptedBroker, ScriptedConnection
+from ..support.scripted_broker import ScriptedBroker, ScriptedConnection, between_brokers
 
 PUBACK, PUBREC, PUBREL, PUBCOMP = PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUBCOMP
 
@@ -84,12 +84,8 @@ class Scene:
 
 @pytest.fixture
 async def scene(socket_enabled: None, tmp_path: Path) -> AsyncIterator[Scene]:
-    async with ScriptedBroker() as local, ScriptedBroker() as remote:
-        scene = Scene(local, remote, tmp_path / "outbox.db")
-        try:
-            yield scene
-        finally:
-            await scene.bridge.stop()
+    async with between_brokers(lambda local, remote: Scene(local, remote, tmp_path / "outbox.db")) as scene:
+        yield scene
 
 
 async def test_acknowledged_only_when_on_disk_then_sent_and_forgotten(scene: Scene) -> None:

@@ -11,7 +11,7 @@ from custom_components.quic_bridge.bridge.status import DropReason
 
 from ..support.packets import PacketType
 from ..support.processes import wait_until
-from ..support.scripted_broker import ScriptedBroker
+from ..support.scripted_broker import between_brokers
 from .test_session import Wire, withhold_pingresp
 
 PUBACK, PUBREC, PUBREL, PUBCOMP = PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUBCOMP
@@ -21,14 +21,10 @@ PUBACK, PUBREC, PUBREL, PUBCOMP = PacketType.PUBACK, PacketType.PUBREC, PacketTy
 async def wire(socket_enabled: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Wire]:
     """Two brokers that are asked each second; a word is overdue after half of one."""
     monkeypatch.setattr(overdue, "OVERDUE", 0.5)
-    async with ScriptedBroker() as local, ScriptedBroker() as remote:
-        wire = Wire(local, remote)
+    async with between_brokers(Wire) as wire:
         wire.local_config = replace(wire.local_config, keepalive=1)
         wire.remote_config = replace(wire.remote_config, keepalive=1)
-        try:
-            yield wire
-        finally:
-            await wire.bridge.stop()
+        yield wire
 
 
 async def test_an_acknowledgement_that_is_lost(wire: Wire) -> None:

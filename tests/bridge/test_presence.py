@@ -29,7 +29,7 @@ from ..support.mosquitto import Mosquitto
 from ..support.packets import PacketType, Properties, Property, Publish, Will
 from ..support.processes import wait_until
 from ..support.quic_front import Front
-from ..support.scripted_broker import ScriptedBroker, ScriptedConnection
+from ..support.scripted_broker import ScriptedBroker, ScriptedConnection, between_brokers
 from .link_support import QUICK, BridgeScene
 
 LOCAL, REMOTE = "state/of/remote", "state/of/home"
@@ -75,12 +75,8 @@ class Wire:
 
 @pytest.fixture
 async def wire(socket_enabled: None) -> AsyncIterator[Wire]:
-    async with ScriptedBroker() as local, ScriptedBroker() as remote:
-        wire = Wire(local, remote)
-        try:
-            yield wire
-        finally:
-            await wire.bridge.stop()
+    async with between_brokers(Wire) as wire:
+        yield wire
 
 
 async def said(connection: ScriptedConnection, topic: str, payload: str) -> None:

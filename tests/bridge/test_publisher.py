@@ -20,7 +20,7 @@ from ..support.certs import Certificates
 from ..support.client import Client
 from ..support.packets import PacketType, Properties, Property
 from ..support.processes import wait_until
-from ..support.scripted_broker import ScriptedBroker
+from ..support.scripted_broker import between_brokers
 from .link_support import Numbers, Scene as RealScene, make_scene
 from .test_forwarder import Scene
 
@@ -32,12 +32,8 @@ type Publishing = asyncio.Task[Receipt]
 
 @pytest.fixture
 async def scene(socket_enabled: None) -> AsyncIterator[Scene]:
-    async with ScriptedBroker() as local, ScriptedBroker() as remote:
-        scene = Scene(local, remote)
-        try:
-            yield scene
-        finally:
-            await scene.bridge.stop()
+    async with between_brokers(Scene) as scene:
+        yield scene
 
 
 @pytest.fixture

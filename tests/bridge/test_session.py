@@ -28,7 +28,7 @@ from ..support.packets import (
     packet,
 )
 from ..support.processes import wait_until
-from ..support.scripted_broker import ScriptedBroker, ScriptedConnection
+from ..support.scripted_broker import ScriptedBroker, ScriptedConnection, between_brokers
 from ..support.version_gate import BRIDGE_BIT
 
 PUBACK = PacketType.PUBACK
@@ -105,12 +105,8 @@ def withhold_pingresp(connection: ScriptedConnection) -> None:
 
 @pytest.fixture
 async def wire(socket_enabled: None) -> AsyncIterator[Wire]:
-    async with ScriptedBroker() as local, ScriptedBroker() as remote:
-        wire = Wire(local, remote)
-        try:
-            yield wire
-        finally:
-            await wire.bridge.stop()
+    async with between_brokers(Wire) as wire:
+        yield wire
 
 
 # --- CONNECT and CONNACK ----------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """A broker over TCP that says exactly what a test tells it, packet by packet."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 import contextlib
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from .packets import (
     Connack,
@@ -208,3 +208,29 @@ class ScriptedBroker:
         self._all.append(connection)
         self._accepted.put_nowait(connection)
         await connection.run()
+
+
+class Stoppable(Protocol):
+    """What can be stopped: a bridge, of which this file knows nothing."""
+
+    async def stop(self) -> None:
+        """Release everything."""
+
+
+class Scene(Protocol):
+    """What has a bridge between two brokers."""
+
+    @property
+    def bridge(self) -> Stoppable:
+        """The bridge that is to be stopped in the end."""
+
+
+@contextlib.asynccontextmanager
+async def between_brokers[T: Scene](make: Callable[[ScriptedBroker, ScriptedBroker], T]) -> AsyncIterator[T]:
+    """Have two brokers, the local and the remote one, what `make` makes between them, and its bridge stopped."""
+    async with ScriptedBroker() as local, ScriptedBroker() as remote:
+        scene = make(local, remote)
+        try:
+            yield scene
+        finally:
+            await scene.bridge.stop()

@@ -216,6 +216,11 @@ def encode_publish(first: int, topic: bytes, mid: int, properties: bytes | None,
     return b"".join((bytes((first,)), encode_length(sum(map(len, parts))), *parts))
 
 
+def properties_position(first: int, header: int, packet: bytes) -> int:
+    """Return where the property length of an MQTT 5 PUBLISH is, if the packet is so long."""
+    return header + 2 + (packet[header] << 8 | packet[header + 1]) + (2 if first & 0x06 else 0)
+
+
 def split_publish(first: int, header: int, packet: bytes, *, v5: bool) -> tuple[bytes, int, bytes, bytes]:
     """Take a PUBLISH apart: topic, packet identifier (0 for QoS 0), property block, payload.
 

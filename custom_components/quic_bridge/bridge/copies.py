@@ -86,7 +86,7 @@ class Copies:
 
         `expected` is how many times the source may send it.
         """
-        position = header + 2 + (packet[header] << 8 | packet[header + 1]) + (2 if first & 0x06 else 0)
+        position = codec.properties_position(first, header, packet)
         if packet[position : position + 1] == b"\0":
             return False  # no properties at all
         try:

@@ -13,7 +13,7 @@ from .config import BackoffConfig, BrokerConfig, FailoverConfig, TransportKind
 from .echoes import Echoes
 from .endpoints import Endpoints
 from .errors import REFUSED_ERRORS, BridgeError, ErrorCode
-from .overlaps import identifiers, overlapping
+from .overlaps import identifiers
 from .paho_client import MQTT_5
 from .presence import Presence
 from .reasons import reason_text
@@ -373,7 +373,7 @@ class Link:
         if not session.v5 or not session.limits.subscription_identifiers:
             return list(wanted)
         present = {name: item.identifier for name, item in self._subscribed.items() if item.identifier is not None}
-        chosen = identifiers(overlapping([item.topic_filter for item in wanted]), present)
+        chosen = identifiers([item.topic_filter for item in wanted if item.overlaps], present)
         if not fresh:
             chosen = present | chosen
         return [replace(item, identifier=chosen.get(item.topic_filter)) for item in wanted]

@@ -105,6 +105,11 @@ class Message:
         """The stream of its route, while it is under way on that stream, or to be waited for there."""
 
     @property
+    def may_be_released(self) -> bool:
+        """Whether nobody has to be waited for before PUBREL (QoS 2): the source has sent its own, or is out of it."""
+        return self.released or not (self.owed or self.row is not None)
+
+    @property
     def source_qos(self) -> int:
         """QoS with which the source sent it."""
         return self.first >> 1 & 3
@@ -230,7 +235,7 @@ def encode(target: MqttSession, message: Message, router: Router, marker: PathMa
     if plan.topic is None and v5 == target.v5 and (wanted ^ first) & _QOS_BITS == 0:
         if not v5:
             return packet if packet[0] == wanted else bytes((wanted,)) + packet[1:]
-        position = header + 2 + (packet[header] << 8 | packet[header + 1]) + (2 if qos else 0)
+        position = codec.properties_position(first, header, packet)
         # A row of the Outbox may have another packet identifier than its packet.
         if packet[position : position + 1] == b"\0" and message.row is None:
             return codec.with_properties(wanted, header, position, packet, marker.first_block)

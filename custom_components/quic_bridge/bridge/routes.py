@@ -1,7 +1,7 @@
 """Which topics go where, under which name, and how. Knows nothing of connections."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 import hashlib
@@ -127,6 +127,8 @@ class Subscription:
     retained: RetainedAtConnect = RetainedAtConnect.ONCE
     identifier: int | None = None
     """Subscription Identifier (MQTT 5, 3.8.2.1.2); see overlaps.py."""
+    overlaps: bool = field(default=False, compare=False)
+    """Whether some topic matches another subscription, too. Nothing that the source is asked for."""
 
 
 def subscriptions(routes: Iterable[Route], direction: Direction, refused: Collection[str] = ()) -> list[Subscription]:
@@ -156,11 +158,13 @@ def subscriptions(routes: Iterable[Route], direction: Direction, refused: Collec
     if len({qos[topic_filter] for topic_filter in several}) > 1:
         for overlaps in groups(several):
             qos |= dict.fromkeys(overlaps, max(qos[topic_filter] for topic_filter in overlaps))
+    overlapped = set(several)
     return [
         Subscription(
             topic_filter,
             qos[topic_filter],
             next(mode for mode in _MOST_RETAINED if any(route.retained is mode for route in served[topic_filter])),
+            overlaps=topic_filter in overlapped,
         )
         for topic_filter in widest
     ]

@@ -389,7 +389,7 @@ class Sender(AckReceiver, StreamOwner):
         for message in messages:
             if message.stage >= Stage.RECEIVED and session.session_present:
                 self._flying.add(message)
-                if message.released or not (message.owed or message.row is not None):
+                if message.may_be_released:
                     self._release(message)
                 continue
             self._flying.remove(message.mid)
@@ -516,7 +516,7 @@ class Sender(AckReceiver, StreamOwner):
                 self._target.write(codec.encode_ack(codec.PUBREL, message.mid))
         elif reason >= 0x80 and reason != _PACKET_IDENTIFIER_IN_USE:
             self._landed(message, reason)
-        elif message.released or not (message.owed or message.row is not None):
+        elif message.may_be_released:
             self._release(message)
         else:
             message.stage = Stage.RECEIVED
@@ -574,7 +574,7 @@ class Sender(AckReceiver, StreamOwner):
         message.packet = b""
         message.qos = 2
         self._flying.add(message)
-        if message.released or not (message.owed or message.row is not None):
+        if message.may_be_released:
             self._release(message)
         else:
             message.stage = Stage.RECEIVED
