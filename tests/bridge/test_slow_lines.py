@@ -88,11 +88,13 @@ class Slow:
         for payload in (b"first", LARGE, b"last"):
             await source.publish(topic, payload, 1)
 
-    async def arrived(self, *, back: bool = False) -> None:
-        """Wait for these."""
+    async def arrived(self, *, back: bool = False, interrupted: bool = False) -> None:
+        """Wait for these: each once, or where a connection was lost meanwhile at least once (QoS 1), in order."""
         sink = self.near if back else self.far
-        await sink.wait_for(3, timeout=20)
-        assert sink.payloads == [b"first", LARGE, b"last"]
+        await sink.wait_for(lambda messages: messages and messages[-1].payload == b"last", timeout=20)
+        payloads = list(dict.fromkeys(sink.payloads)) if interrupted else sink.payloads
+        # Their lengths: a difference of 400,000 zeros would bury the name of the test.
+        assert list(map(len, payloads)) == list(map(len, (b"first", LARGE, b"last")))
 
 
 @pytest.fixture(params=["quic", "tls", "local"])
@@ -156,7 +158,7 @@ async def test_a_line_that_dies_under_a_large_message(slow: Slow) -> None:
     assert slow.link.error is not None
     assert slow.link.error.code is ErrorCode.PING_TIMEOUT
     slow.mend()
-    await slow.arrived()
+    await slow.arrived(interrupted=True)
 
 
 async def test_a_stop_in_the_middle_of_a_large_message(slow: Slow) -> None:
@@ -170,7 +172,7 @@ async def test_a_stop_in_the_middle_of_a_large_message(slow: Slow) -> None:
     assert asyncio.get_running_loop().time() - before < AT_ONCE
     slow.mend()
     await slow.scene.running()
-    await slow.arrived()
+    await slow.arrived(interrupted=True)
 
 
 # --- answers behind large messages ------------------------------------------------------------------------------------
@@ -235,7 +237,7 @@ async def test_what_we_do_not_read_is_not_silence(slow: Slow) -> None:
     await slow.scene.until(lambda status: status.local.reconnects == 1, "reconnect")
     await slow.scene.until(lambda status: status.local.state is LinkState.CONNECTED, "the local side")
     slow.scene.front.connection.resume_reading()
-    await slow.arrived()
+    await slow.arrived(interrupted=True)
     assert slow.reconnects() == 1
 
 
@@ -256,7 +258,7 @@ async def test_a_broker_that_hears_nothing_while_a_message_is_under_way(
     await slow.scene.running()
     slow.line(up=RATE)
     await slow.publish()
-    await slow.arrived()
+    await slow.arrived(interrupted=True)
     assert slow.bridge.status.remote.reconnects == 2
     assert slow.bridge.status.outbound.dropped == {}
     told = [connect.keepalive for connect in front.stats.connects[1:]]
