@@ -130,6 +130,42 @@ async def test_refused_routes_can_be_switched_off(
     assert issue(hass, entry, "subscriptions_refused_remote") is None
 
 
+async def test_the_direction_that_works_is_left(
+    hass: HomeAssistant, socket_enabled: None, quic_front: Front, certs: Certificates
+) -> None:
+    """Of a route both ways only what is refused is switched off."""
+    quic_front.add_rule(*refuse_filters({"site/7/#": 0x87, "both/#": 0x87}))
+    routes = [
+        route_data("both", "home/#", target="site/7/{1}", exclude=["home/secret"]),
+        route_data("both", "cloud/#", target="site/8/{1}", exclude=["+/secret"], own_stream=True),
+        route_data("both", "both/#"),
+    ]
+    async with ScriptedBroker() as broker:
+        entry = bridge_entry(local_data(None), remote_data(quic_front.port, certs.ca_pem), routes)
+        mqtt_entry(broker).add_to_hass(hass)
+        await set_up(hass, entry)
+        connection = await broker.accept()
+        connection.refused |= {"cloud/#", "both/#"}
+        await connection.handshake()
+        await wait_running(hass, entry)
+        await fix(hass, entry, "subscriptions_refused_remote", "disable")
+        await fix(hass, entry, "subscriptions_refused_local", "disable")
+        home, cloud, both = entry.subentries.values()
+        assert (home.title, home.data) == ("home/# → site/7/{1}", {**routes[0], "direction": "to_remote"})
+        assert cloud.title == "cloud/{1} ← site/8/#"
+        assert cloud.data == {
+            **routes[1],
+            "direction": "to_local",
+            "topic_filter": "site/8/#",
+            "target": "cloud/{1}",
+            "exclude": ["site/8/secret"],
+            "own_stream": False,
+        }
+        assert (both.title, both.data) == ("⏸ ↔ both/#", {**routes[2], "enabled": False})
+        assert state(hass, entry, "route_problems") == "off"
+        assert await hass.config_entries.async_unload(entry.entry_id)
+
+
 async def test_client_identifier_in_use(hass: HomeAssistant, entry: MockConfigEntry, quic_front: Front) -> None:
     await set_up(hass, entry)
     await wait_running(hass, entry)

@@ -9,13 +9,14 @@ from homeassistant.core import HomeAssistant
 import probatio
 
 from .bridge.outbox import Outbox, OutboxError
+from .bridge.routes import Direction, Route
 from .bridge.status import Side
 from .brokers import new_client_ids, outbox_path
 from .const import CONF_OUTBOX_MESSAGES, CONF_OUTBOX_SIZE, DOMAIN, PAGE_MESSAGES
 from .coordinator import QuicBridgeConfigEntry
 from .issues import Fix
 from .options import MESSAGE_OPTIONS, number
-from .route_data import route_from_data, route_title
+from .route_data import route_from_data, route_title, route_to_data
 from .route_problems import Problem
 
 
@@ -108,20 +109,26 @@ class RoutesRepairFlow(BridgeRepairFlow):
     problem: Problem
 
     async def async_step_disable(self, _: dict[str, str] | None = None) -> RepairsFlowResult:
-        """Keep the routes, but do not use them."""
-        for subentry_id in self._routes():
+        """Keep the routes, but use no more of them than works."""
+        for subentry_id in self._routes(self._side):
             subentry = self._entry.subentries[subentry_id]
-            data = {**subentry.data, CONF_ENABLED: False}
-            title = route_title(route_from_data(subentry_id, data), enabled=False)
+            route = self._what_works(route_from_data(subentry_id, subentry.data))
+            enabled = route is not None
+            data = route_to_data(route) if route is not None else {**subentry.data, CONF_ENABLED: False}
+            title = route_title(route_from_data(subentry_id, data), enabled=enabled)
             self.hass.config_entries.async_update_subentry(self._entry, subentry, title=title, data=data)
         return self._mended()
 
-    def _routes(self) -> set[str]:
-        """Return the subentries of the routes in question, as things are now."""
+    def _what_works(self, _route: Route) -> Route | None:
+        """Return what remains of a route without the direction in question; None: nothing."""
+        return None
+
+    def _routes(self, side: Side | None) -> set[str]:
+        """Return the subentries of the routes that carry nothing, for a broker's sake or for none's, as of now."""
         return {
             found.route.id
             for found in self._entry.runtime_data.route_problems
-            if found.problem is self.problem and found.side is self._side
+            if found.problem is self.problem and found.side is side
         }
 
 
@@ -133,13 +140,13 @@ class HiddenRoutesRepairFlow(RoutesRepairFlow):
 
     async def async_step_remove(self, _: dict[str, str] | None = None) -> RepairsFlowResult:
         """Remove the routes."""
-        for subentry_id in self._routes():
+        for subentry_id in self._routes(self._side):
             self.hass.config_entries.async_remove_subentry(self._entry, subentry_id)
         return self._mended()
 
 
 class RefusedRoutesRepairFlow(RoutesRepairFlow):
-    """Asks the broker for the topics again, or puts the routes out of use."""
+    """Asks the broker for the topics again, or puts what it refuses out of use."""
 
     choices = ("again", "disable")
     problem = Problem.REFUSED
@@ -147,7 +154,15 @@ class RefusedRoutesRepairFlow(RoutesRepairFlow):
     async def async_step_again(self, _: dict[str, str] | None = None) -> RepairsFlowResult:
         """Ask again, without a new connection."""
         await self._entry.runtime_data.async_apply_routes()
-        return self._mended() if not self._routes() else self.async_abort(reason="still_refused")
+        return self._mended() if not self._routes(self._side) else self.async_abort(reason="still_refused")
+
+    @override
+    def _what_works(self, route: Route) -> Route | None:
+        """Return the other direction of a route both ways: its messages come from the other broker."""
+        other, direction = (
+            (Side.REMOTE, Direction.TO_LOCAL) if self._side is Side.LOCAL else (Side.LOCAL, Direction.TO_REMOTE)
+        )
+        return None if route.id in self._routes(other) else route.one_way(direction)
 
 
 class OutboxBoundsRepairFlow(BridgeRepairFlow):

@@ -1,5 +1,7 @@
 """Routes: which there are, which decides, what they do to a topic, what is wrong with them."""
 
+from dataclasses import replace
+import itertools
 import time
 
 import pytest
@@ -95,6 +97,35 @@ def test_exclusions_of_a_route_both_ways_are_local_names() -> None:
     both = route("z/#", Direction.BOTH, target="site/z/{1}", exclude=("z/secret",))
     assert Router([both], Direction.TO_REMOTE).find(b"z/secret").excluded
     assert Router([both], Direction.TO_LOCAL).find(b"site/z/secret").excluded
+
+
+@pytest.mark.parametrize(
+    ("topic_filter", "target"),
+    [("z/#", "site/z/{1}"), ("z/+/+", "{2}/at/{1}"), ("z/#", ""), ("z/#", "{1}"), ("z/lamp/set", "lamp")],
+)
+@pytest.mark.parametrize("exclude", ["z/lamp", "z/+/set", "+/lamp/#", "z/lamp/#", "z/+", "other/#"])
+def test_one_way_of_a_route_both_ways(topic_filter: str, target: str, exclude: str) -> None:
+    both = route(topic_filter, Direction.BOTH, target=target, exclude=(exclude,))
+    levels = ("z", "site", "lamp", "set", "at", "door")
+    topics = ["/".join(parts) for length in (1, 2, 3) for parts in itertools.product(levels, repeat=length)]
+    for direction, opposite in itertools.permutations((Direction.TO_REMOTE, Direction.TO_LOCAL)):
+        one_way = both.one_way(direction)
+        assert one_way is not None
+        assert (one_way.problem(), one_way.id) == (None, both.id)
+        assert (one_way.one_way(direction), one_way.one_way(opposite)) == (one_way, None)
+        before, after = Router([both], direction), Router([one_way], direction)
+        for topic in map(str.encode, topics):
+            found, same = before.find(topic), after.find(topic)
+            assert (found.topic, found.excluded, found.route is None) == (same.topic, same.excluded, same.route is None)
+
+
+def test_a_stream_of_its_own_is_for_the_way_to_the_remote() -> None:
+    both = replace(route("z/#", Direction.BOTH), own_stream=True)
+    there, back = both.one_way(Direction.TO_REMOTE), both.one_way(Direction.TO_LOCAL)
+    assert there is not None
+    assert there.own_stream
+    assert back is not None
+    assert not back.own_stream
 
 
 def test_response_topics_get_the_name_under_which_the_answer_comes_back() -> None:

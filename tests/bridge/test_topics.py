@@ -6,6 +6,7 @@ import pytest
 from custom_components.quic_bridge.bridge.topics import (
     Rewrite,
     captures,
+    common,
     covers,
     matches,
     overlap,
@@ -66,6 +67,14 @@ def test_overlap_and_covers_agree_with_matching(one: str, other: str, topics: li
 )
 def test_overlap(one: str, other: str, expected: bool) -> None:
     assert overlap(one, other) is expected
+
+
+@given(filters, filters, st.lists(names, max_size=30))
+def test_what_two_filters_have_in_common(one: str, other: str, topics: list[str]) -> None:
+    both = common(one, other)
+    assert (both is not None) is overlap(one, other)
+    for topic in topics:
+        assert (both is not None and matches(both, topic)) is (matches(one, topic) and matches(other, topic))
 
 
 @pytest.mark.parametrize(

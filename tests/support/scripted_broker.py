@@ -53,6 +53,8 @@ class ScriptedConnection:
         self.subscribes: list[list[Subscription]] = []
         """What each SUBSCRIBE asked for, that was answered."""
         self.answer_subscribe = True
+        self.refused: set[str] = set()
+        """Filters that are answered with 0x87, not authorized."""
         self.pings = 0
 
     @property
@@ -103,7 +105,8 @@ class ScriptedConnection:
             mid, subscriptions = decode_subscribe(packet, v5=self.v5)
             self.subscribes.append(subscriptions)
             self.filters += [item.topic_filter for item in subscriptions]
-            self.send(encode_suback(mid, [item.qos for item in subscriptions], v5=self.v5))
+            codes = [0x87 if item.topic_filter in self.refused else item.qos for item in subscriptions]
+            self.send(encode_suback(mid, codes, v5=self.v5))
         elif kind == PacketType.UNSUBSCRIBE and self.answer_subscribe:
             self.send(encode_unsuback(packet, v5=self.v5))
         else:

@@ -1,7 +1,7 @@
 """Which topics go where, under which name, and how. Knows nothing of connections."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 import hashlib
@@ -88,8 +88,29 @@ class Route:
         """How the route carries messages in one of the two directions; None: not at all."""
         if self.direction not in {direction, Direction.BOTH}:
             return None
-        there = Rewrite(self.topic_filter, self.target or same_name(self.topic_filter))
+        there = self._there
         return there.reversed() if self.direction is Direction.BOTH and direction is Direction.TO_LOCAL else there
+
+    def one_way(self, direction: Direction) -> Route | None:
+        """Return a route for all that this one carries in one of the two directions; None: it carries nothing there."""
+        way = self.way(direction)
+        if way is None or self.direction is direction:
+            return self if way else None
+        if direction is Direction.TO_REMOTE:
+            return replace(self, direction=direction)
+        exclude = [self._there.apply_to_filter(topic_filter) for topic_filter in self.exclude]
+        return replace(
+            self,
+            direction=direction,
+            topic_filter=way.topic_filter,
+            target=way.target if self.target else "",
+            exclude=tuple(topic_filter for topic_filter in exclude if topic_filter is not None),
+            own_stream=False,
+        )
+
+    @property
+    def _there(self) -> Rewrite:
+        return Rewrite(self.topic_filter, self.target or same_name(self.topic_filter))
 
     def problem(self) -> str | None:
         """Say what is wrong with the route, as a translation key; None: nothing."""
@@ -99,10 +120,9 @@ class Route:
             return "filter_sys"
         if any(validate_filter(topic_filter) for topic_filter in self.exclude):
             return "exclude_invalid"
-        there = Rewrite(self.topic_filter, self.target or same_name(self.topic_filter))
-        if problem := there.problem():
+        if problem := self._there.problem():
             return problem
-        if self.direction is Direction.BOTH and there.reversed() is None:
+        if self.direction is Direction.BOTH and self._there.reversed() is None:
             return "target_one_way"
         if self.own_stream and self.direction is Direction.TO_LOCAL:
             return "own_stream_to_local"

@@ -97,6 +97,21 @@ def overlap(one: str, other: str) -> bool:
     return True
 
 
+def common(one: str, other: str) -> str | None:
+    """Return the filter under which those topics fall that fall under both filters; None: there are none."""
+    if not overlap(one, other):
+        return None
+    lefts, rights = one.split("/"), other.split("/")
+    levels: list[str] = []
+    for position, (left, right) in enumerate(zip(lefts, rights, strict=False)):
+        if left == "#":
+            return "/".join([*levels, *rights[position:]])
+        if right == "#":
+            return "/".join([*levels, *lefts[position:]])
+        levels.append(right if left == "+" else left)
+    return "/".join(levels)  # the longer one, if there is one, has only `#` more
+
+
 @dataclass(frozen=True, slots=True)
 class Rewrite:
     """Topics under `topic_filter` become `target`, in which {1}, {2}, ... stand for its wildcards in their order."""
@@ -106,14 +121,26 @@ class Rewrite:
 
     def apply(self, topic: str) -> str | None:
         """Return the new name of a topic; None: it does not fall under the filter, or has no valid new name."""
+        name = self._renamed(topic)
+        return name if name is not None and valid_topic(name.encode()) else None
+
+    def apply_to_filter(self, topic_filter: str) -> str | None:
+        """Return the filter of the new names of topics under another filter; None: there are none.
+
+        Only for what can be `reversed`: a wildcard that becomes a part of a level leaves no filter.
+        """
+        both = common(self.topic_filter, topic_filter)
+        name = self._renamed(both) if both is not None else None
+        return name or None
+
+    def _renamed(self, topic: str) -> str | None:
         found = captures(self.topic_filter, topic)
         if found is None:
             return None
         levels = [_CAPTURE.sub(lambda match: found[int(match[1]) - 1], level) for level in self.target.split("/")]
         if topic.count("/") < self.topic_filter.count("/") and self.target.endswith(f"/{{{len(found)}}}"):
             levels.pop()  # `a/#` matches `a` too: then `b/{1}` is `b`, as under a prefix
-        name = "/".join(levels)
-        return name if valid_topic(name.encode()) else None
+        return "/".join(levels)
 
     def problem(self) -> str | None:
         """Say what is wrong with the target, as a translation key; None: nothing."""
