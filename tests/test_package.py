@@ -266,7 +266,7 @@ def test_texts_of_values() -> None:
     # An empty filter in a list is passed over.
     assert below("config.error.") == codes | form_errors | filters | {problem.value for problem in FileProblem}
     assert below("selector.import_reason.options.") == {reason.value for reason in Reason}
-    targets = {"target_invalid", "target_wildcard", "target_capture", "target_one_way"}
+    targets = {"target_invalid", "target_reserved", "target_wildcard", "target_capture", "target_one_way"}
     others = {
         "exclude_invalid",
         "exclude_all",

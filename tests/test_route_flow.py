@@ -144,6 +144,7 @@ async def test_add_a_route_with_everything(hass: HomeAssistant, entry: MockConfi
         (route_input("to_remote", "alarm"), "`alarm` → `alarm`"),
         (route_input("to_remote", "+/+/+/+/+/+", "x"), "`lamp/kitchen/state/sensor/switch/etc` → `x`"),
         (route_input("to_remote", "odd`name", "{1}{"), None),
+        (route_input("both", "odd/{1}/+"), "`odd/{1}/lamp` ↔ `odd/{1}/lamp`"),
         (route_input("to_remote", "odd`name"), "`` odd`name `` → `` odd`name ``"),
         # The exceptions leave something, but no example of ours.
         (
@@ -177,6 +178,7 @@ async def test_previews(hass: HomeAssistant, entry: MockConfigEntry, user_input:
         (route_input("both", "up/#"), {"topic_filter": "route_exists"}),
         (route_input("to_remote", "a/#", "x" * 65536), {"target": "target_invalid"}),
         (route_input("to_remote", "a/#", "b/#"), {"target": "target_wildcard"}),
+        (route_input("both", "a/#", "$share/group/{1}"), {"target": "target_reserved"}),
         (route_input("to_remote", "a/#", "b/{2}"), {"target": "target_capture"}),
         (route_input("both", "a/+/b/#", "c/{1}"), {"target": "target_one_way"}),
         (route_input("to_remote", "a/#", selection={"exclude": ["a/b", "a/#/c"]}), {"selection": "exclude_invalid"}),

@@ -101,6 +101,7 @@ _ERROR_FIELDS: Final = {
     "exclude_invalid": SECTION_SELECTION,
     "exclude_all": SECTION_SELECTION,
     "target_invalid": CONF_TARGET,
+    "target_reserved": CONF_TARGET,
     "target_wildcard": CONF_TARGET,
     "target_capture": CONF_TARGET,
     "target_one_way": CONF_TARGET,

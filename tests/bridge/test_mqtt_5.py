@@ -8,7 +8,7 @@ import pytest
 from custom_components.quic_bridge.bridge.bridge import Bridge
 from custom_components.quic_bridge.bridge.config import BackoffConfig, BridgeConfig, BrokerConfig, OutboxConfig
 from custom_components.quic_bridge.bridge.routes import Direction, Route
-from custom_components.quic_bridge.bridge.status import BridgeState
+from custom_components.quic_bridge.bridge.status import BridgeState, DropReason
 
 from ..support.client import Client
 from ..support.mosquitto import Mosquitto
@@ -98,6 +98,20 @@ async def test_a_request_and_its_response(
         [answer] = await asker.wait_for(1)
         assert (answer.topic, answer.payload) == (f"{prefixes[0]}/answers/42", b"3")
         assert answer.properties[Property.CORRELATION_DATA] == b"\x00\xff"
+
+
+async def test_names_that_would_be_too_long(bridge: Bridge, home: Client, remote_broker: Mosquitto) -> None:
+    """A new name has to fit into a packet, too: else that message alone does not cross."""
+    long = f"rpc/{'x' * 65_530}"
+    async with Client(*remote_broker.address) as away:
+        await away.subscribe("site/#", qos=1)
+        await home.publish(long, b"", 1)
+        await home.publish("rpc/a", b"", 1, properties={Property.RESPONSE_TOPIC: long})
+        [message] = await away.wait_for(1)
+    assert message.topic == "site/7/rpc/a"
+    assert message.properties[Property.RESPONSE_TOPIC] == long
+    assert bridge.status.outbound.dropped == {DropReason.NO_ROUTE: 1}
+    assert bridge.status.local.reconnects == 0
 
 
 async def test_retained_messages_are_deleted_on_the_other_side(

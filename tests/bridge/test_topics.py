@@ -90,6 +90,11 @@ def test_what_two_filters_have_in_common(one: str, other: str, topics: list[str]
         ("a/+", "b/{1}", "a/", "b/"),
         ("a/+", "b/{1}", "x/y", None),
         ("a/b", "fixed", "a/b", "fixed"),
+        ("a/+", "", "a/b", "a/b"),
+        # Not everything in braces is a wildcard.
+        ("a/{1}/+", "", "a/{1}/b", "a/{1}/b"),
+        ("a{1}/+", "b/{1}", "a{1}/x", "b/x"),
+        ("a/+", "b/{1}", "a/{1}", "b/{1}"),
     ],
 )
 def test_rewrite(topic_filter: str, target: str, topic: str, expected: str | None) -> None:
@@ -101,13 +106,17 @@ def test_rewrite(topic_filter: str, target: str, topic: str, expected: str | Non
 @pytest.mark.parametrize(
     ("topic_filter", "target", "problem"),
     [
-        ("a/#", "", "target_invalid"),
         ("a/#", "b\0", "target_invalid"),
+        ("a/#", "b\ud800", "target_invalid"),
+        ("a/#", "b" * 65_536, "target_invalid"),
+        ("a/#", "$share/group/{1}", "target_reserved"),
+        ("a/#", "$SYS/{1}", "target_reserved"),
         ("a/#", "b/#", "target_wildcard"),
         ("a/+", "b/+", "target_wildcard"),
         ("a/+", "b/{2}", "target_capture"),
         ("a/+", "b/{0}", "target_capture"),
         ("a", "{1}", "target_capture"),
+        ("a/+", "{" + "1" * 5000 + "}", "target_capture"),
     ],
 )
 def test_bad_targets(topic_filter: str, target: str, problem: str) -> None:
@@ -120,6 +129,8 @@ def test_bad_targets(topic_filter: str, target: str, problem: str) -> None:
         (Rewrite("zigbee2mqtt/#", "site/7/zigbee2mqtt/{1}"), Rewrite("site/7/zigbee2mqtt/#", "zigbee2mqtt/{1}")),
         (Rewrite("+/x/+", "{2}/{1}"), Rewrite("+/+", "{2}/x/{1}")),
         (Rewrite("a/b", "c"), Rewrite("c", "a/b")),
+        (Rewrite("a/{1}/+", ""), Rewrite("a/{1}/+", "")),
+        (Rewrite("a{1}/+", "b/{1}"), None),
         (Rewrite("+/#", "{2}/{1}"), None),
         (Rewrite("+", "x-{1}"), None),
         (Rewrite("+/+", "{1}"), None),
@@ -165,6 +176,7 @@ def test_captures() -> None:
         ("$SYS/#", None),
         ("", "filter_empty"),
         ("a\0b", "filter_invalid"),
+        ("a/\ud800", "filter_invalid"),
         ("a" * 65_536, "filter_invalid"),
         ("a#", "filter_hash"),
         ("#/a", "filter_hash"),
@@ -176,6 +188,6 @@ def test_validate_filter(topic_filter: str, problem: str | None) -> None:
     assert validate_filter(topic_filter) == problem
 
 
-@pytest.mark.parametrize("topic", [b"", b"a/#", b"+", b"a\0", b"\xff"])
+@pytest.mark.parametrize("topic", [b"", b"a/#", b"+", b"a\0", b"\xff", b"a" * 65_536])
 def test_invalid_topics(topic: bytes) -> None:
     assert not valid_topic(topic)

@@ -124,7 +124,8 @@ def test_topics(line: str, direction: Direction, topic: str, expected: str | Non
 
 
 @pytest.mark.parametrize(
-    "line", ['"" out 1 local', '"" in 1 "" remote', '"" both 1', "a out 1 p# q", "a{1} out 1 b {2}/"]
+    "line",
+    ['"" out 1 local', '"" in 1 "" remote', '"" both 1', "a out 1 p# q", "a{1} out 1 b {2}/", 'a{1}/# out 1 "" R/'],
 )
 def test_topics_that_cannot_be(line: str) -> None:
     bridge = read_one(f"connection x\naddress y\ntopic {line}\n")

@@ -21,7 +21,7 @@ from .errors import BridgeError
 from .paho_client import PAHO_ERRORS, make_properties
 from .reasons import reason_text
 from .session import AckReceiver, MqttSession
-from .topics import MAX_TOPIC_BYTES, valid_topic
+from .topics import valid_topic
 
 PUBLISH_TIMEOUT: Final = 10.0
 """Seconds for a broker to acknowledge a message, the wait for its turn included."""
@@ -187,7 +187,7 @@ class Publisher(AckReceiver):
             topic = message.topic.encode()
         except UnicodeEncodeError:
             topic = b""
-        if len(topic) > MAX_TOPIC_BYTES or not valid_topic(topic):
+        if not valid_topic(topic):
             raise PublishError(PublishFault.INVALID_TOPIC, message.topic)
         properties = encode_properties(message)
         session = self._session

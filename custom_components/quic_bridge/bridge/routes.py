@@ -103,14 +103,14 @@ class Route:
             self,
             direction=direction,
             topic_filter=way.topic_filter,
-            target=way.target if self.target else "",
+            target=way.target,
             exclude=tuple(topic_filter for topic_filter in exclude if topic_filter is not None),
             own_stream=False,
         )
 
     @property
     def _there(self) -> Rewrite:
-        return Rewrite(self.topic_filter, self.target or same_name(self.topic_filter))
+        return Rewrite(self.topic_filter, self.target)
 
     def problem(self) -> str | None:
         """Say what is wrong with the route, as a translation key; None: nothing."""

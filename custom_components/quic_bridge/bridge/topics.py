@@ -6,13 +6,15 @@ from typing import Final
 
 MAX_TOPIC_BYTES: Final = 65_535
 _CAPTURE: Final = re.compile(r"\{(\d+)\}")
+_MOST_DIGITS: Final = 5
+"""Of the number of a wildcard: no filter has room for 100,000."""
 
 
 def validate_filter(topic_filter: str) -> str | None:
     """Say what is wrong with a topic filter, as a translation key; None: nothing."""
     if not topic_filter:
         return "filter_empty"
-    if "\0" in topic_filter or len(topic_filter.encode(errors="replace")) > MAX_TOPIC_BYTES:
+    if not _encodable(topic_filter):
         return "filter_invalid"
     levels = topic_filter.split("/")
     if any("#" in level and level != "#" for level in levels) or "#" in levels[:-1]:
@@ -24,9 +26,17 @@ def validate_filter(topic_filter: str) -> str | None:
     return None
 
 
+def _encodable(text: str) -> bool:
+    """Whether a text can be sent as a topic or filter: no NUL, no half of a surrogate pair, not too long."""
+    try:
+        return "\0" not in text and len(text.encode()) <= MAX_TOPIC_BYTES
+    except UnicodeEncodeError:
+        return False
+
+
 def valid_topic(topic: bytes) -> bool:
-    """Whether a topic may stand in a PUBLISH: UTF-8, no wildcard, no NUL, not empty."""
-    if not topic or b"+" in topic or b"#" in topic or b"\0" in topic:
+    """Whether a topic may stand in a PUBLISH: UTF-8, no wildcard, no NUL, neither empty nor too long."""
+    if not 0 < len(topic) <= MAX_TOPIC_BYTES or b"+" in topic or b"#" in topic or b"\0" in topic:
         return False
     try:
         topic.decode()
@@ -114,7 +124,10 @@ def common(one: str, other: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """Topics under `topic_filter` become `target`, in which {1}, {2}, ... stand for its wildcards in their order."""
+    """Topics under `topic_filter` become `target`, in which {1}, {2}, ... stand for its wildcards in their order.
+
+    With an empty target they keep their names, whatever is in braces there.
+    """
 
     topic_filter: str
     target: str
@@ -137,6 +150,8 @@ class Rewrite:
         found = captures(self.topic_filter, topic)
         if found is None:
             return None
+        if not self.target:
+            return topic
         levels = [_CAPTURE.sub(lambda match: found[int(match[1]) - 1], level) for level in self.target.split("/")]
         if topic.count("/") < self.topic_filter.count("/") and self.target.endswith(f"/{{{len(found)}}}"):
             levels.pop()  # `a/#` matches `a` too: then `b/{1}` is `b`, as under a prefix
@@ -144,20 +159,27 @@ class Rewrite:
 
     def problem(self) -> str | None:
         """Say what is wrong with the target, as a translation key; None: nothing."""
-        if not self.target or "\0" in self.target or len(self.target.encode(errors="replace")) > MAX_TOPIC_BYTES:
+        if not _encodable(self.target):
             return "target_invalid"
         if "+" in self.target or "#" in self.target:
             return "target_wildcard"
+        if self.target.split("/")[0] in {"$SYS", "$share"}:
+            return "target_reserved"
         wildcards = sum(level in {"+", "#"} for level in self.topic_filter.split("/"))
-        if any(not 1 <= int(number) <= wildcards for number in _CAPTURE.findall(self.target)):
+        numbers = _CAPTURE.findall(self.target)
+        if any(len(number) > _MOST_DIGITS or not 1 <= int(number) <= wildcards for number in numbers):
             return "target_capture"
         return None
 
     def reversed(self) -> Rewrite | None:
         """The way back; None: there is none, as the target does not say for each wildcard, once and as a whole level.
 
-        A `#` can only come back from the end of the target.
+        A `#` can only come back from the end of the target, and what is in braces in the filter not at all.
         """
+        if not self.target:
+            return self
+        if _CAPTURE.search(self.topic_filter):
+            return None
         wildcards = [level for level in self.topic_filter.split("/") if level in {"+", "#"}]
         order: list[int] = []
         levels: list[str] = []
@@ -183,6 +205,8 @@ class Rewrite:
     @property
     def result_filter(self) -> str:
         """The narrowest filter without partial levels under which all new names fall."""
+        if not self.target:
+            return self.topic_filter
         wildcards = [level for level in self.topic_filter.split("/") if level in {"+", "#"}]
         levels: list[str] = []
         for level in self.target.split("/"):

@@ -167,7 +167,12 @@ def wildcards(topic: str) -> list[str]:
 
 
 def problem_of(route: Route, *literal: str) -> Reason | None:
-    """Say why a route cannot be; `literal` are the parts of its target in which a capture would not be meant."""
+    """Say why a route cannot be; `literal` are the parts of its target in which a capture would not be meant.
+
+    Nor is one in its filter, which is a part of the target, too.
+    """
+    if route.target and _CAPTURE.search(route.topic_filter):
+        return Reason.ROUTE_INVALID
     if any(_CAPTURE.search(text) or "+" in text or "#" in text for text in literal):
         return Reason.ROUTE_INVALID
     if "${" in route.topic_filter or "${" in route.target:

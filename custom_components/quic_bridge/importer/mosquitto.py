@@ -257,8 +257,7 @@ class _Block:
                 continue
             yield replace(route, direction=Direction.TO_REMOTE, retain=RetainMode.NEVER)
             if route.direction is Direction.BOTH and (back := route.way(Direction.TO_LOCAL)) is not None:
-                target = "" if same_name(back.topic_filter) == back.target else back.target
-                yield replace(route, direction=Direction.TO_LOCAL, topic_filter=back.topic_filter, target=target)
+                yield replace(route, direction=Direction.TO_LOCAL, topic_filter=back.topic_filter, target=back.target)
 
 
 def _words(value: str) -> list[str]:
