@@ -1,9 +1,6 @@
 """MQTT-over-QUIC bridge: links Home Assistant's MQTT broker to a remote one."""
 
-import asyncio
-from collections.abc import Callable
 import logging
-from typing import Final
 
 from homeassistant.const import Platform
 from homeassistant.core import HomeAssistant, callback
@@ -12,34 +9,22 @@ from homeassistant.helpers import config_validation as cv, entity_registry as er
 from homeassistant.helpers.typing import ConfigType
 
 from .bridge.bridge import remove_files
-from .bridge.check import forget_session
-from .bridge.config import BrokerConfig
-from .bridge.errors import BridgeError
 from .bridge.outbox import Outbox, OutboxError
-from .bridge.status import Side
 from .brokers import (
     entry_presence,
-    local_broker,
     outbox_path,
     quic_log_folder,
-    remote_endpoints,
     tickets_path,
     unreadable,
 )
-from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
+from .const import DOMAIN
 from .coordinator import QuicBridgeConfigEntry, QuicBridgeCoordinator
+from .farewell import async_end_former, async_part, async_say_goodbye
 from .issues import async_forget_issues
 from .services import async_setup_services
 from .subscription_memory import SubscriptionMemory
 
 _LOGGER = logging.getLogger(__name__)
-
-FAREWELL_TIMEOUT: Final = 4.0
-"""Seconds for a broker to take note that the bridge was removed; a person waits for the removal meanwhile."""
-FAREWELL_PATIENCE: Final = 10.0
-"""Seconds for all the addresses of a broker."""
-
-_SESSION_KEPT: Final = "The %s broker still keeps the session of the bridge that was removed: %r"
 
 PLATFORMS = [Platform.BINARY_SENSOR, Platform.BUTTON, Platform.EVENT, Platform.SENSOR, Platform.SWITCH]
 
@@ -82,7 +67,7 @@ async def async_remove_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) 
     """Have both brokers forget the bridge, and delete the messages that still waited for the remote."""
     async_forget_issues(hass, entry)
     if unreadable(hass, entry) is None:
-        await _async_say_goodbye(hass, entry)
+        await async_say_goodbye(hass, entry)
     try:
         await Outbox(outbox_path(hass, entry)).remove()
     except OutboxError as error:
@@ -92,15 +77,6 @@ async def async_remove_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) 
         await remove_files(tickets_path(hass, entry), quic_log_folder(hass, entry))
     except OSError as error:
         _LOGGER.warning("The session tickets or QUIC logs could not be deleted: %s", error)
-
-
-async def _async_say_goodbye(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> None:
-    presence = entry_presence(entry)
-    local_topic, remote_topic = (presence.local_topic, presence.remote_topic) if presence is not None else (None, None)
-    await asyncio.gather(
-        _async_forget(Side.LOCAL, lambda: [local_broker(hass, entry.data[CONF_LOCAL])], local_topic),
-        _async_forget(Side.REMOTE, lambda: remote_endpoints(entry.data[CONF_REMOTE]), remote_topic),
-    )
 
 
 @callback
@@ -118,25 +94,9 @@ def _remove_stale_entities(hass: HomeAssistant, entry: QuicBridgeConfigEntry) ->
 async def _async_entry_updated(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> None:
     """Follow changed routes as the bridge runs; anything else that has changed starts it afresh."""
     if entry.runtime_data.settings_changed:
+        former = await async_part(hass, entry)
         entry.runtime_data.bridge.retire_presence(entry_presence(entry))
-        await hass.config_entries.async_reload(entry.entry_id)
+        if await hass.config_entries.async_reload(entry.entry_id):
+            async_end_former(hass, entry, former)
     else:
         await entry.runtime_data.async_apply_routes()
-
-
-async def _async_forget(side: Side, endpoints: Callable[[], list[BrokerConfig]], status_topic: str | None) -> None:
-    """Let a broker drop its session, which it would fill for a week; if it is away, it does that in the end."""
-    try:
-        brokers = endpoints()
-    except BridgeError as error:
-        _LOGGER.debug(_SESSION_KEPT, side, error)
-        return
-    deadline = asyncio.get_running_loop().time() + FAREWELL_PATIENCE
-    for broker in brokers:
-        try:
-            async with asyncio.timeout_at(deadline), asyncio.timeout(FAREWELL_TIMEOUT):
-                await forget_session(broker, status_topic)
-        except (BridgeError, TimeoutError) as error:
-            _LOGGER.debug(_SESSION_KEPT, side, error)
-        else:
-            return

@@ -15,7 +15,7 @@ from homeassistant.helpers.entity_platform import AddConfigEntryEntitiesCallback
 
 from .bridge.status import LinkState, Side
 from .coordinator import QuicBridgeConfigEntry
-from .entity import QuicBridgeEntity, link_status
+from .entity import QuicBridgeEntity
 from .route_data import route_title
 from .route_problems import Problem
 
@@ -76,7 +76,7 @@ class ConnectionSensor(QuicBridgeEntity, BinarySensorEntity):
 
         Not "off" then: that would be a connection that was lost and is back at each start of Home Assistant.
         """
-        link = link_status(self.coordinator.data, self.entity_description.side)
+        link = self.coordinator.data.link(self.entity_description.side)
         if link.state is LinkState.CONNECTED:
             return True
         starting = link.state is LinkState.CONNECTING or (

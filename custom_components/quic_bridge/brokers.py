@@ -46,7 +46,7 @@ from .const import (
     PAGE_MESSAGES,
     PAGE_PRESENCE,
 )
-from .options import backoff, loop_guard, outbox_limits, presence, quic_logs, remote_with_options
+from .options import backoff, local_with_options, loop_guard, outbox_limits, presence, quic_logs, remote_with_options
 from .route_data import routes_in_use
 
 MQTT_DOMAIN: Final = "mqtt"
@@ -161,6 +161,15 @@ def remote_failover(remote: Mapping[str, Any]) -> FailoverConfig:
 def remote_endpoints(remote: Mapping[str, Any]) -> list[BrokerConfig]:
     """Return the remote broker at each of its endpoints, in order of preference."""
     return remote_failover(remote).endpoints(remote_broker(remote))
+
+
+def entry_brokers(hass: HomeAssistant, entry: ConfigEntry) -> dict[Side, list[BrokerConfig]]:
+    """Return both brokers of an entry at each endpoint, as its bridge uses them; no local one if it is not known."""
+    local: list[BrokerConfig] = []
+    with suppress(BridgeError):
+        local.append(local_with_options(local_broker(hass, entry.data[CONF_LOCAL]), entry.options))
+    remote = [remote_with_options(endpoint, entry.options) for endpoint in remote_endpoints(entry.data[CONF_REMOTE])]
+    return {Side.LOCAL: local, Side.REMOTE: remote}
 
 
 def _tls(broker: Mapping[str, Any]) -> TlsConfig:

@@ -12,10 +12,10 @@ from homeassistant.helpers.update_coordinator import DataUpdateCoordinator
 
 from .bridge.bridge import Bridge
 from .bridge.config import BrokerConfig
-from .bridge.errors import AUTHENTICATION_ERRORS, BridgeError
+from .bridge.errors import AUTHENTICATION_ERRORS, ErrorCode
 from .bridge.routes import Route, hidden_routes
 from .bridge.status import BridgeStatus, LinkState, LinkStatus, Side
-from .brokers import MQTT_DOMAIN, bridge_config, local_broker, uses_home_assistant_broker
+from .brokers import MQTT_DOMAIN, bridge_config, entry_brokers, local_broker, uses_home_assistant_broker
 from .const import CONF_LOCAL, CONF_PAUSED, DOMAIN, REAUTH_SIDE
 from .history import History
 from .issues import BridgeIssues
@@ -51,7 +51,10 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         self._subscriptions = SubscriptionMemory(hass, entry)
         self._settings = _settings(entry)
         self._refused: set[Side] = set()
-        self._mqtt_broker = self._read_mqtt_broker()
+        self.brokers = entry_brokers(hass, entry)
+        """Both brokers as the bridge knows them, at each endpoint; no local one if it was not known."""
+        self.taken_over: set[Side] = set()
+        """Where another client had our client identifier, since the bridge was made."""
         self._issues = BridgeIssues(hass, entry)
         self.history = History()
         self.unique_ids: set[str] = set()
@@ -162,19 +165,16 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         broker = local_broker(self.hass, self.config_entry.data[CONF_LOCAL])
         return local_with_options(broker, self.config_entry.options)
 
-    def _read_mqtt_broker(self) -> BrokerConfig | None:
-        try:
-            return self._local_broker()
-        except BridgeError:
-            return None
-
     @callback
     def _async_entry_changed(self, _change: ConfigEntryChange, entry: ConfigEntry) -> None:
         """Reconnect the local side when what the mqtt entry says about its broker has changed."""
         # The signal also comes for every change of state and for every other integration's entries.
-        if entry.domain != MQTT_DOMAIN or (broker := self._read_mqtt_broker()) == self._mqtt_broker:
+        if entry.domain != MQTT_DOMAIN:
             return
-        self._mqtt_broker = broker
+        brokers = entry_brokers(self.hass, self.config_entry)
+        if brokers[Side.LOCAL] == self.brokers[Side.LOCAL]:
+            return
+        self.brokers |= {Side.LOCAL: brokers[Side.LOCAL]}
         self.bridge.reconnect(Side.LOCAL)
 
     @callback
@@ -185,6 +185,11 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         if not uses_home_assistant_broker(self.config_entry):
             # The credentials of Home Assistant's own broker are the mqtt integration's to ask for.
             self._async_check_credentials(Side.LOCAL, status.local)
+        self.taken_over |= {
+            side
+            for side, link in ((Side.LOCAL, status.local), (Side.REMOTE, status.remote))
+            if link.error is not None and link.error.code is ErrorCode.SESSION_TAKEN_OVER
+        }
         self.history.follow(status)
         self._subscriptions.async_follow(self.bridge)
         self._find_route_problems(status)

@@ -5,7 +5,6 @@ from homeassistant.helpers.entity import EntityDescription
 from homeassistant.helpers.update_coordinator import CoordinatorEntity
 from homeassistant.loader import async_get_loaded_integration
 
-from .bridge.status import BridgeStatus, LinkStatus, Side
 from .const import DOMAIN
 from .coordinator import QuicBridgeCoordinator
 
@@ -29,8 +28,3 @@ class QuicBridgeEntity(CoordinatorEntity[QuicBridgeCoordinator]):
             model="MQTT-over-QUIC bridge",
             sw_version=str(async_get_loaded_integration(coordinator.hass, DOMAIN).version),
         )
-
-
-def link_status(status: BridgeStatus, side: Side) -> LinkStatus:
-    """Return the part of the status that is about one side."""
-    return status.local if side is Side.LOCAL else status.remote

@@ -12,7 +12,7 @@ from .bridge.errors import ErrorCode
 from .bridge.status import DirectionStatus, DropReason, EndpointStatus, LinkState, LinkStatus, Side
 from .const import DOMAIN
 from .coordinator import QuicBridgeConfigEntry, QuicBridgeCoordinator
-from .entity import QuicBridgeEntity, link_status
+from .entity import QuicBridgeEntity
 
 PARALLEL_UPDATES = 0
 
@@ -64,7 +64,7 @@ class BridgeEvents(QuicBridgeEntity, EventEntity):
     def __init__(self, coordinator: QuicBridgeCoordinator, description: EventEntityDescription) -> None:
         """Begin with the present status."""
         super().__init__(coordinator, description)
-        self._links = {side: link_status(coordinator.data, side) for side in Side}
+        self._links = {side: coordinator.data.link(side) for side in Side}
         self._refused: dict[Side, ErrorCode] = {}
         self._endpoints: dict[Side, str] = {
             side: link.endpoint.address
@@ -80,7 +80,7 @@ class BridgeEvents(QuicBridgeEntity, EventEntity):
     def _handle_coordinator_update(self) -> None:
         status = self.coordinator.data
         for side in Side:
-            before, self._links[side] = self._links[side], link_status(status, side)
+            before, self._links[side] = self._links[side], status.link(side)
             self._compare(side, before, self._links[side])
         self._count(Side.REMOTE, status.outbound)
         self._count(Side.LOCAL, status.inbound)

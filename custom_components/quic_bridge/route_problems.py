@@ -42,7 +42,7 @@ def route_problems(
     What a broker refused counts until it is asked again, so also while it is away, but not of a bridge that is paused.
     """
     for direction, side in _SOURCES:
-        link = status.local if side is Side.LOCAL else status.remote
+        link = status.link(side)
         if link.state is LinkState.STOPPED or not link.failed_filters:
             continue
         for route in routes:

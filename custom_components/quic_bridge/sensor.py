@@ -29,7 +29,7 @@ from .bridge.status import (
     TransportStatus,
 )
 from .coordinator import QuicBridgeConfigEntry
-from .entity import QuicBridgeEntity, link_status
+from .entity import QuicBridgeEntity
 
 PARALLEL_UPDATES = 0
 
@@ -67,7 +67,7 @@ def _dropped(status: BridgeStatus) -> dict[str, int]:
 
 def _error_code(side: Side) -> Callable[[BridgeStatus], str]:
     def error_code(status: BridgeStatus) -> str:
-        error = link_status(status, side).error
+        error = status.link(side).error
         return NO_ERROR if error is None else error.code.value
 
     return error_code
@@ -75,7 +75,7 @@ def _error_code(side: Side) -> Callable[[BridgeStatus], str]:
 
 def _error_details(side: Side) -> Callable[[BridgeStatus], dict[str, Any]]:
     def error_details(status: BridgeStatus) -> dict[str, Any]:
-        error = link_status(status, side).error
+        error = status.link(side).error
         return {} if error is None else {"message": error.text, "time": error.at}
 
     return error_details
@@ -83,7 +83,7 @@ def _error_details(side: Side) -> Callable[[BridgeStatus], dict[str, Any]]:
 
 def _connected_since(side: Side) -> Callable[[BridgeStatus], datetime | None]:
     def connected_since(status: BridgeStatus) -> datetime | None:
-        link = link_status(status, side)
+        link = status.link(side)
         return link.connected_at if link.state is LinkState.CONNECTED else None
 
     return connected_since
@@ -281,7 +281,7 @@ def _link_sensors(side: Side) -> tuple[BridgeSensorDescription, ...]:
             translation_key=f"{side}_reconnects",
             state_class=SensorStateClass.TOTAL_INCREASING,
             entity_category=EntityCategory.DIAGNOSTIC,
-            value_fn=lambda status: link_status(status, side).reconnects,
+            value_fn=lambda status: status.link(side).reconnects,
         ),
         BridgeSensorDescription(
             key=f"{side}_connected_since",
@@ -296,7 +296,7 @@ def _link_sensors(side: Side) -> tuple[BridgeSensorDescription, ...]:
             device_class=SensorDeviceClass.TIMESTAMP,
             entity_category=EntityCategory.DIAGNOSTIC,
             entity_registry_enabled_default=side is Side.REMOTE,
-            value_fn=lambda status: _valid_until(link_status(status, side).certificate),
+            value_fn=lambda status: _valid_until(status.link(side).certificate),
         ),
         BridgeSensorDescription(
             key=f"{side}_client_certificate_expires",
@@ -304,7 +304,7 @@ def _link_sensors(side: Side) -> tuple[BridgeSensorDescription, ...]:
             device_class=SensorDeviceClass.TIMESTAMP,
             entity_category=EntityCategory.DIAGNOSTIC,
             entity_registry_enabled_default=False,
-            value_fn=lambda status: _valid_until(link_status(status, side).client_certificate),
+            value_fn=lambda status: _valid_until(status.link(side).client_certificate),
         ),
         BridgeSensorDescription(
             key=f"{side}_last_error",

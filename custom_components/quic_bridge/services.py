@@ -18,10 +18,9 @@ from .bridge.check import check_broker
 from .bridge.config import BrokerConfig
 from .bridge.errors import BridgeError
 from .bridge.status import Side
-from .brokers import local_broker, remote_endpoints
-from .const import CONF_LOCAL, CONF_REMOTE, DOMAIN
+from .brokers import entry_brokers, local_broker
+from .const import CONF_LOCAL, DOMAIN
 from .coordinator import QuicBridgeConfigEntry
-from .options import remote_with_options
 from .publish_action import PUBLISH_FIELDS, async_publish
 
 ATTR_SIDE: Final = "side"
@@ -102,7 +101,7 @@ def _plain(value: object) -> JsonValueType:
 async def _async_test_connection(call: ServiceCall) -> ServiceResponse:
     """Log in at both brokers and out again, beside the connections that the bridge has, which are left alone."""
     entry = _entry(call)
-    endpoints = [remote_with_options(broker, entry.options) for broker in remote_endpoints(entry.data[CONF_REMOTE])]
+    endpoints = entry_brokers(call.hass, entry)[Side.REMOTE]
     local, remote, *others = await asyncio.gather(
         _async_test(lambda: local_broker(call.hass, entry.data[CONF_LOCAL])),
         *(_async_test(_given(broker)) for broker in endpoints),

@@ -27,6 +27,10 @@ _LOGGER = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT: Final = 3.0
 """Seconds for a farewell. Home Assistant gives an unload ten seconds in all."""
+_EMPTY_TIMEOUT: Final = 4.0
+"""Seconds to empty a session that is left for good. What the remote cannot take is on disk in half of that."""
+_EMPTY_LOOK: Final = 0.05
+"""Seconds between two looks whether it is."""
 _MOST_NAMED: Final = 10
 """Refused filters named in one line of the log."""
 
@@ -317,6 +321,28 @@ class Link:
         except BridgeError as error:
             session.fail(error)
         self._tell()
+
+    async def leave_empty(self, owing: Callable[[], bool]) -> bool:
+        """Unsubscribe all, and wait for what the broker has for us already; for a session that is not come back to.
+
+        `owing` tells whether the broker waits for an acknowledgement. Returns whether nothing is left in the session.
+        """
+        session = self._session
+        if session is None or not self.connected:
+            return False
+        try:
+            async with asyncio.timeout(_EMPTY_TIMEOUT), self._subscribing:
+                await session.unsubscribe(self.subscribed)
+                self._subscribed.clear()
+                while True:
+                    idle = not owing()
+                    await session.ping()  # what the last acknowledgements have made room for comes before the answer
+                    if idle and not owing():
+                        return True
+                    await asyncio.sleep(_EMPTY_LOOK)
+        except (BridgeError, TimeoutError) as error:
+            _LOGGER.debug("The session at the %s broker could not be emptied: %r", self.side, error)
+            return False
 
     async def _subscribe(self, session: MqttSession) -> None:
         async with self._subscribing:

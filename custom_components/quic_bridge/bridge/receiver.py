@@ -36,6 +36,11 @@ class Receiver(PublishReceiver, SenderOwner):
         self._completed: dict[int, int] = {}
         self._overdue = OverdueWatch()
 
+    @property
+    def owing(self) -> bool:
+        """Whether the source waits for an acknowledgement."""
+        return bool(self._owed)
+
     # --- what the source says -----------------------------------------------------------------------------------------
 
     @override

@@ -229,3 +229,7 @@ class BridgeStatus:
     """Remote to local."""
     outbox: OutboxStatus | None = None
     """None: the bridge runs without one."""
+
+    def link(self, side: Side) -> LinkStatus:
+        """Return the part that is about one side."""
+        return self.local if side is Side.LOCAL else self.remote
