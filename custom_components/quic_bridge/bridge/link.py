@@ -361,7 +361,7 @@ class Link:
                     [
                         item
                         for name, item in wanted.items()
-                        if (fresh and name not in asked) or self._subscribed.get(name) != item
+                        if (fresh and name not in asked) or item.differs_from(self._subscribed.get(name))
                     ],
                     fresh=fresh,
                 )
@@ -467,7 +467,9 @@ class Link:
 
 
 def _once_more(wanted: Subscription, present: Subscription, *, fresh: bool) -> Subscription:
-    """Ask for something else in the same connection without all retained messages again."""
+    """Ask for something else in the same connection without all retained messages again, unless a route is new."""
+    if wanted.is_new_for_some_route(present):
+        return replace(wanted, retained=RetainedAtConnect.ALWAYS)
     if not fresh and wanted.retained is present.retained is RetainedAtConnect.ALWAYS:
         return replace(wanted, retained=RetainedAtConnect.ONCE)
     return wanted

@@ -149,6 +149,16 @@ class Subscription:
     """Subscription Identifier (MQTT 5, 3.8.2.1.2); see overlaps.py."""
     overlaps: bool = field(default=False, compare=False)
     """Whether some topic matches another subscription, too. Nothing that the source is asked for."""
+    renames: frozenset[tuple[str, str, tuple[str, ...]]] | None = field(default=None, compare=False)
+    """Filter, target and exceptions of each of its routes that wants what is retained; None: not known any more."""
+
+    def differs_from(self, former: Subscription | None) -> bool:
+        """Whether it takes another SUBSCRIBE to have this one."""
+        return former is None or former != self or self.is_new_for_some_route(former)
+
+    def is_new_for_some_route(self, former: Subscription) -> bool:
+        """Whether some route wants what is retained that had none of it, or under another name, by the former one."""
+        return bool(self.renames and former.renames is not None and self.renames - former.renames)
 
 
 def subscriptions(routes: Iterable[Route], direction: Direction, refused: Collection[str] = ()) -> list[Subscription]:
@@ -185,6 +195,11 @@ def subscriptions(routes: Iterable[Route], direction: Direction, refused: Collec
             qos[topic_filter],
             next(mode for mode in _MOST_RETAINED if any(route.retained is mode for route in served[topic_filter])),
             overlaps=topic_filter in overlapped,
+            renames=frozenset(
+                (way.topic_filter, way.target, route.exclude)
+                for route in served[topic_filter]
+                if route.retained is not RetainedAtConnect.NEVER and (way := route.way(direction))
+            ),
         )
         for topic_filter in widest
     ]
