@@ -139,6 +139,30 @@ async def test_what_is_sent_again_on_the_sessions_stream_is_not_passed_by_what_f
         await numbers.settled()
 
 
+async def test_nor_while_the_sessions_stream_takes_nothing(scene: Scene) -> None:
+    """What was under way on a lost stream cannot be sent again yet, and what waited for that stream waits on."""
+    scene.tune(replace(QUICK, ping_interval=5.0))
+    await scene.running()
+    async with Numbers(scene) as numbers:
+        await numbers.step(numbers.home, "up")
+        await numbers.away.wait_for(20)
+        connection = scene.front.connection
+        connection.data_streams[STREAM].held = True
+        await numbers.home.burst("up/1", [b"%d" % number for number in range(10, 30)], 1)
+        await scene.until(lambda status: status.outbound.waiting == 20, "half a window that is stuck, and more")
+        connection.stop_reading()
+        await numbers.home.publish("plain/large", bytes(1_000_000), 1)
+        await scene.until(lambda status: status.outbound.waiting == 21, "a large message on its way")
+        connection.data_streams[STREAM].end(reset=0)
+        await numbers.home.subscribe("down/#", qos=1)
+        await numbers.away.publish("down/later", b"", 1)
+        await numbers.home.wait_for(lambda messages: any(message.topic == "down/later" for message in messages))
+        assert list(connection.data_streams) == [STREAM], "they passed by on another stream"
+        connection.resume_reading()
+        numbers.sent["up/1"] = 30
+        await numbers.settled()
+
+
 @pytest.mark.parametrize("own", [False, True], ids=["given-up", "got"])
 async def test_order_is_kept_when_a_route_changes_its_stream(scene: Scene, own: bool) -> None:
     """What went over the former one is not passed by what follows over the other."""

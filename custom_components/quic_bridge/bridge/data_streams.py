@@ -49,7 +49,7 @@ class StreamOwner(Protocol):
         """Send what waits."""
 
     def take_back(self, under_way: Sequence[Message], waiting: Sequence[Message]) -> None:
-        """Send the messages of a stream that is no more on the session's own."""
+        """Send what was under way on a stream that is no more on the session's own, and after that what waited."""
 
     def queued(self, size: int) -> None:
         """Count bytes that wait (or, negative, wait no more)."""
@@ -149,6 +149,9 @@ class DataStream(StreamReceiver):
         if self._stream is not None:
             self._stream.abort()
             self._stream = None
+        return self._give_up_queue()
+
+    def _give_up_queue(self) -> list[Message]:
         messages = list(self._queue)
         self._queue.clear()
         self._owner.queued(-sum(len(message.packet) for message in messages))
@@ -181,7 +184,9 @@ class DataStream(StreamReceiver):
             self._fail(f"it ended it ({how})")
             return
         _LOGGER.debug("The stream of a route was ended by the broker (%s); what was under way is sent again", how)
-        self._owner.take_back(self._under_way(), [])
+        # What waits for the stream must not be sent on the next one before what was under way is sent at all: the
+        # session's own may be congested.
+        self._owner.take_back(self._under_way(), self._give_up_queue())
 
     # Steps
 
