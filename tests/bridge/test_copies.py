@@ -321,7 +321,7 @@ class Wire:
         )
         self.bridge: Bridge
 
-    async def start(self) -> ScriptedConnection:
+    async def start(self, *, session_present: bool = False) -> ScriptedConnection:
         """Start the bridge and bring the remote side up."""
 
         def config(broker: ScriptedBroker) -> BrokerConfig:
@@ -336,7 +336,7 @@ class Wire:
         )
         await self.bridge.start()
         remote = await self.remote_broker.accept()
-        await remote.handshake()
+        await remote.handshake(session_present=session_present)
         return remote
 
     async def connect(self, properties: Properties | None = None) -> tuple[ScriptedConnection, ScriptedConnection]:
@@ -439,6 +439,31 @@ async def test_a_copy_is_settled_with_the_source_alone(wire: Wire) -> None:
         local.publish("home/lamp", b"on", mid=mid, identifiers=[2])
         assert (await remote.receive_publish()).packet_id == mid
     assert wire.bridge.status.outbound.copies == 3
+
+
+async def test_a_copy_that_crossed_before_a_restart_of_ours(wire: Wire) -> None:
+    """The target holds it (QoS 2), so it is released, or the next message with its identifier would be lost there."""
+    wire.routes = tuple(replace(route, max_qos=2) for route in wire.routes)
+    local, remote = await wire.connect()
+    local.publish("home/temp", b"21", qos=2, mid=2, identifiers=[2])
+    assert (await remote.receive_publish()).packet_id == 2
+    remote.ack(PacketType.PUBREC, 2)
+    await local.expect(PacketType.PUBREC, 2)
+    local.publish("home/temp", b"21", qos=2, mid=1, identifiers=[1])
+    await local.expect(PacketType.PUBREC, 1)
+    await wire.bridge.stop()
+    remote = await wire.start(session_present=True)
+    local = await wire.local_broker.session(session_present=True)
+    await wire.running()
+    local.publish("home/temp", b"21", qos=2, mid=1, dup=True, identifiers=[1])
+    assert (await remote.receive_publish()).packet_id == 1
+    local.publish("home/temp", b"21", qos=2, mid=2, dup=True, identifiers=[2])
+    await local.expect(PacketType.PUBREC, 2)
+    assert wire.bridge.status.outbound.copies == 1
+    local.ack(PacketType.PUBREL, 2)
+    await remote.expect(PacketType.PUBREL, 2)
+    remote.ack(PacketType.PUBCOMP, 2)
+    await local.expect(PacketType.PUBCOMP, 2)
 
 
 @pytest.mark.parametrize("resumed", [True, False])

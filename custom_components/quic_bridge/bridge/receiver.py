@@ -93,7 +93,7 @@ class Receiver(PublishReceiver, SenderOwner):
         else:
             crossed = plan.copies > 1 and source.v5 and self.copies.take(first, header, packet, plan.copies)
         if crossed:
-            self.finish(message)
+            self.sender.leave_out(message)
         else:
             self.sender.send(message)
 

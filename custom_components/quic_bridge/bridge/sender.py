@@ -149,6 +149,26 @@ class Sender(AckReceiver, StreamOwner):
         if message.stage is Stage.RECEIVED and not message.spooling:
             self._release(message)
 
+    def leave_out(self, message: Message) -> None:
+        """Settle a message that is not to cross.
+
+        The target may have it all the same, from before a restart of ours (QoS 2): then it is released there, or it
+        would keep a place, and its packet identifier stand for the next message that has it.
+        """
+        may_be_there = message.source_qos == 2 and (message.again or message.expected)
+        reserved = self._target is not None and message.mid in self._target.reserved  # its PUBREL releases either
+        if not may_be_there or reserved or self._is_taken(message):
+            self._finish(message)
+            return
+        message.packet = b""
+        message.qos = 2
+        self._flying.add(message)
+        if message.may_be_released:
+            self._release(message)
+        else:
+            message.stage = Stage.RECEIVED
+            self._pass_on_received(message)
+
     def drop(self, message: Message, reason: DropReason, detail: str) -> None:
         """Give a message up, and count it."""
         self._count_drop(reason, detail)
@@ -564,21 +584,10 @@ class Sender(AckReceiver, StreamOwner):
         self._finish(message)
 
     def _drop_unrouted(self, message: Message) -> None:
-        may_be_there = message.source_qos == 2 and (message.again or message.expected)
+        """Settle a message whose route is gone, or wants it left out."""
         if not message.plan.excluded:  # else as its route wants: no loss to tell of
             self._count_drop(DropReason.NO_ROUTE, message.topic)
-        if not may_be_there or self._is_taken(message):
-            self._finish(message)
-            return
-        # Its route went while it was under way. The target may have it, and would keep a place for it for ever.
-        message.packet = b""
-        message.qos = 2
-        self._flying.add(message)
-        if message.may_be_released:
-            self._release(message)
-        else:
-            message.stage = Stage.RECEIVED
-            self._pass_on_received(message)
+        self.leave_out(message)
 
     def _finish(self, message: Message) -> None:
         """Have done with a message that was delivered or dropped."""
