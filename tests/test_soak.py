@@ -73,6 +73,8 @@ def test_the_ledger_knows_when_a_route_was_away() -> None:
     assert arrived(stream, 8) == [("lost", 9, 9)]
     assert stream.certain
     assert stream.uncertain == 5
+    # Dropped while there was no route, and repeated by its broker (QoS 1); this one never had that reason to be late.
+    assert arrived(stream, 5, 2) == [("out of order", 2, 2)]
     stream.settle(stream.publish(1, 5.0), acknowledged=True)
     assert not stream.complete
 

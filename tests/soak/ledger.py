@@ -121,7 +121,9 @@ class Stream:
                 self._repeated.add(number)
         else:
             self.arrived += 1
-            if number < self._highest:
+            # QoS 1 that was dropped while its route was away, and whose PUBACK got lost, is repeated by its broker, and
+            # may cross when the route is back, among those that were published since.
+            if number < self._highest and not (self.qos == 1 and number in self._unrouted):
                 self._unordered.append(number)
             self._highest = max(self._highest, number)
             if self._routed_from is not None and number >= self._routed_from:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+import contextlib
 from typing import TYPE_CHECKING, override
 
 from aioquic.quic import events
@@ -53,7 +54,8 @@ class BrokerSide(asyncio.Protocol):
             return
         if linger and not transport.is_closing():
             transport.resume_reading()
-            transport.write_eof()
+            with contextlib.suppress(OSError):  # the broker has just closed it, which the transport does not know yet
+                transport.write_eof()
         else:
             transport.close()
 
