@@ -25,6 +25,8 @@ from homeassistant.helpers.selector import SelectSelector
 import pytest
 
 from custom_components.quic_bridge.const import DOMAIN
+from custom_components.quic_bridge.options_flow import QuicBridgeOptionsFlow
+from custom_components.quic_bridge.route_flow import RouteSubentryFlow
 
 PACKAGE = Path(__file__).parents[1] / "custom_components" / "quic_bridge"
 
@@ -123,9 +125,10 @@ def complete_translations(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]
         step_id: str,
         user_input: dict[str, Any] | None,
     ) -> object:
+        prefix, of_issue = _flow_prefix(self, flow), _issue_placeholders(flow)  # an issue may end with the step
         result = await handle_step(self, flow, step_id, user_input)
-        if (prefix := _flow_prefix(self, flow)) is not None:
-            given = {**(result.get("description_placeholders") or {}), **_issue_placeholders(flow)}
+        if prefix is not None:
+            given = {**(result.get("description_placeholders") or {}), **of_issue}
             missing.update(untranslated(_shown(result, prefix), given, texts))
         return result
 
@@ -161,10 +164,9 @@ def _flow_prefix(manager: FlowManager[Any, Any, Any], flow: FlowHandler[Any, Any
     if isinstance(manager, ConfigEntriesFlowManager):
         return "config" if flow.handler == DOMAIN else None
     if isinstance(manager, OptionsFlowManager):
-        return "options" if flow.hass.config_entries.async_get_known_entry(flow.handler).domain == DOMAIN else None
+        return "options" if isinstance(flow, QuicBridgeOptionsFlow) else None
     if isinstance(manager, ConfigSubentryFlowManager):
-        entry = flow.hass.config_entries.async_get_known_entry(flow.handler[0])
-        return f"config_subentries.{flow.handler[1]}" if entry.domain == DOMAIN else None
+        return f"config_subentries.{flow.handler[1]}" if isinstance(flow, RouteSubentryFlow) else None
     if isinstance(manager, RepairsFlowManager) and flow.handler == DOMAIN:
         issue = async_get_issues(flow.hass).async_get_issue(DOMAIN, flow.context["issue_id"])
         return f"issues.{issue.translation_key}.fix_flow" if issue is not None else None

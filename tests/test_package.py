@@ -294,8 +294,11 @@ def test_texts_of_values() -> None:
         "session_taken_over": {"abort.settings", "menu.new_client_id", "menu.settings"},
         "outbox_overflow": {"abort.options", "menu.double", "menu.options"},
         "loop": {"abort.options"},
-        "routes_hidden": {"menu.disable", "menu.remove"},
-        **{f"subscriptions_refused_{side}": {"abort.still_refused", "menu.again", "menu.disable"} for side in Side},
+        "routes_hidden": {"abort.not_loaded", "menu.disable", "menu.remove"},
+        **{
+            f"subscriptions_refused_{side}": {"abort.not_loaded", "abort.still_refused", "menu.again", "menu.disable"}
+            for side in Side
+        },
     }
     issues = {
         f"{issue}.{part}"
@@ -305,7 +308,7 @@ def test_texts_of_values() -> None:
     }
     step = "step.confirm"
     for issue, ways in ways_out.items():
-        parts = {f"{step}.title", f"{step}.description"}
+        parts = {f"{step}.title", f"{step}.description", "abort.entry_removed"}
         parts |= {way.replace("menu.", f"{step}.menu_options.") for way in ways}
         issues |= {f"{issue}.title"} | {f"{issue}.fix_flow.{part}" for part in parts}
     assert below("issues.") == issues

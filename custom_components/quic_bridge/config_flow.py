@@ -49,7 +49,7 @@ from .flow_forms import (
     error_field,
     first_routes,
 )
-from .form_error import FormError
+from .form_error import FormError, abort_if_removed
 from .import_flow import ImportFlow, imported_local, imported_options, imported_remote, is_complete
 from .options import remote_with_options
 from .options_flow import QuicBridgeOptionsFlow
@@ -279,9 +279,21 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
                 await self._async_try(REAUTH_SCHEMA, lambda: local_broker(self.hass, broker))
         except FormError as error:
             return self._form("reauth_confirm", REAUTH_SCHEMA, user_input, error, placeholders=where)
-        return self._save(entry, side, broker)
+        return self._save(self._get_reauth_entry(), side, broker)
 
     # --- what the steps share -----------------------------------------------------------------------------------------
+
+    @callback
+    @override
+    def _get_reconfigure_entry(self) -> ConfigEntry:
+        with abort_if_removed():
+            return super()._get_reconfigure_entry()
+
+    @callback
+    @override
+    def _get_reauth_entry(self) -> ConfigEntry:
+        with abort_if_removed():
+            return super()._get_reauth_entry()
 
     def _form(
         self,
@@ -328,7 +340,8 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
         """Return the remote broker as it is to be tried: as patiently as the bridge does, or will do."""
         options: Mapping[str, Any] = {} if self._imported is None else self._imported.options
         if (entry_id := self.context.get("entry_id")) is not None:
-            options = self.hass.config_entries.async_get_known_entry(entry_id).options
+            with abort_if_removed():
+                options = self.hass.config_entries.async_get_known_entry(entry_id).options
         return remote_with_options(remote_broker(remote), options)
 
     def _endpoints(self, remote: Mapping[str, Any]) -> list[BrokerConfig]:
@@ -345,8 +358,9 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
         """
         fallback = remote.get(CONF_FALLBACK)
         diversion: _Diversion | None = None
+        broker = self._remote_broker(remote)
         try:
-            await self._async_try(schema, lambda: self._remote_broker(remote))
+            await self._async_try(schema, lambda: broker)
         except FormError as problem:
             if problem.key not in TRANSPORT_ERRORS:
                 raise

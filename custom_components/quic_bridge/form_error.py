@@ -1,8 +1,21 @@
-"""What a form says when it cannot use what was typed."""
+"""What a form says when it cannot use what was typed, and how a flow ends whose bridge is gone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from homeassistant.config_entries import UnknownEntry
+from homeassistant.data_entry_flow import AbortFlow
 
 from .bridge.config import BrokerConfig
+
+
+@contextmanager
+def abort_if_removed() -> Iterator[None]:
+    """End a flow with the reason where its config entry is asked for, and was removed since the flow began."""
+    try:
+        yield
+    except UnknownEntry as error:
+        raise AbortFlow("entry_removed") from error
 
 
 class FormError(Exception):

@@ -1,9 +1,9 @@
 """The options in the user interface: a menu with one form per page. What is saved makes the bridge start afresh."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, override
 
-from homeassistant.config_entries import ConfigFlowResult, OptionsFlow
+from homeassistant.config_entries import ConfigEntry, ConfigFlowResult, OptionsFlow
 
 from .brokers import quic_log_folder, status_places
 from .const import (
@@ -15,7 +15,7 @@ from .const import (
     PAGE_MESSAGES,
     PAGE_PRESENCE,
 )
-from .form_error import FormError
+from .form_error import FormError, abort_if_removed
 from .option_forms import PAGES
 from .options import Profile, chosen
 
@@ -24,6 +24,13 @@ _MENU: Final = [PAGE_CONNECTION, PAGE_MESSAGES, PAGE_PRESENCE, PAGE_EXPERT]
 
 class QuicBridgeOptionsFlow(OptionsFlow):
     """Changes one page of options. A field that is left empty stands for its default, also a later version's."""
+
+    @property
+    @override
+    def config_entry(self) -> ConfigEntry:
+        """Return the entry whose options these are; the flow ends if it was removed meanwhile."""
+        with abort_if_removed():
+            return super().config_entry
 
     async def async_step_init(self, _: dict[str, Any] | None = None) -> ConfigFlowResult:
         """Choose a page."""

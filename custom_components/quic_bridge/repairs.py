@@ -3,9 +3,10 @@
 from typing import Final, override
 
 from homeassistant.components.repairs import FlowType, RepairsFlow, RepairsFlowResult
-from homeassistant.config_entries import SOURCE_RECONFIGURE
+from homeassistant.config_entries import SOURCE_RECONFIGURE, ConfigEntryState
 from homeassistant.const import CONF_CLIENT_ID, CONF_ENABLED
 from homeassistant.core import HomeAssistant
+from homeassistant.data_entry_flow import AbortFlow
 import probatio
 
 from .bridge.outbox import Outbox, OutboxError
@@ -13,7 +14,8 @@ from .bridge.routes import Direction, Route
 from .bridge.status import Side
 from .brokers import new_client_ids, outbox_path
 from .const import CONF_OUTBOX_MESSAGES, CONF_OUTBOX_SIZE, DOMAIN, PAGE_MESSAGES
-from .coordinator import QuicBridgeConfigEntry
+from .coordinator import QuicBridgeConfigEntry, QuicBridgeCoordinator
+from .form_error import abort_if_removed
 from .issues import Fix
 from .options import MESSAGE_OPTIONS, number
 from .route_data import route_from_data, route_title, route_to_data
@@ -31,8 +33,21 @@ class BridgeRepairFlow(RepairsFlow):
 
     def __init__(self, entry: QuicBridgeConfigEntry, side: Side | None) -> None:
         """Make the flow for a bridge, or for one of its brokers."""
-        self._entry = entry
+        self._entry_id = entry.entry_id
         self._side = side
+
+    @property
+    def _entry(self) -> QuicBridgeConfigEntry:
+        """The bridge's entry; the flow ends if that was removed meanwhile."""
+        with abort_if_removed():
+            return self.hass.config_entries.async_get_known_entry(self._entry_id)
+
+    @property
+    def _coordinator(self) -> QuicBridgeCoordinator:
+        """Who knows how the bridge is doing; the flow ends if it does not run any more."""
+        if self._entry.state is not ConfigEntryState.LOADED:
+            raise AbortFlow("not_loaded")
+        return self._entry.runtime_data
 
     async def async_step_init(self, _: dict[str, str] | None = None) -> RepairsFlowResult:
         """Begin."""
@@ -127,7 +142,7 @@ class RoutesRepairFlow(BridgeRepairFlow):
         """Return the subentries of the routes that carry nothing, for a broker's sake or for none's, as of now."""
         return {
             found.route.id
-            for found in self._entry.runtime_data.route_problems
+            for found in self._coordinator.route_problems
             if found.problem is self.problem and found.side is side
         }
 
@@ -153,7 +168,7 @@ class RefusedRoutesRepairFlow(RoutesRepairFlow):
 
     async def async_step_again(self, _: dict[str, str] | None = None) -> RepairsFlowResult:
         """Ask again, without a new connection."""
-        await self._entry.runtime_data.async_apply_routes()
+        await self._coordinator.async_apply_routes()
         return self._mended() if not self._routes(self._side) else self.async_abort(reason="still_refused")
 
     @override

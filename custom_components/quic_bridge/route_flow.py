@@ -2,23 +2,24 @@
 
 from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, override
 
 from homeassistant.config_entries import (
     SOURCE_RECONFIGURE,
+    ConfigEntry,
     ConfigSubentry,
     ConfigSubentryFlow,
     SubentryFlowResult,
-    UnknownEntry,
     UnknownSubEntry,
 )
 from homeassistant.const import CONF_ENABLED, CONF_TARGET
+from homeassistant.core import callback
 from homeassistant.data_entry_flow import AbortFlow
 import probatio
 
 from .bridge.routes import Route
 from .const import CONF_TOPIC_FILTER, SUBENTRY_ROUTE
-from .form_error import FormError
+from .form_error import FormError, abort_if_removed
 from .route_data import (
     RouteError,
     RouteWarning,
@@ -148,9 +149,16 @@ class RouteSubentryFlow(ConfigSubentryFlow):
     def _subentry(self) -> ConfigSubentry:
         """Return what is stored of the route that is changed; the flow ends if that was removed meanwhile."""
         try:
-            return self._get_reconfigure_subentry()
-        except (UnknownEntry, UnknownSubEntry) as error:
+            with abort_if_removed():
+                return self._get_reconfigure_subentry()
+        except UnknownSubEntry as error:
             raise AbortFlow("route_removed") from error
+
+    @callback
+    @override
+    def _get_entry(self) -> ConfigEntry:
+        with abort_if_removed():
+            return super()._get_entry()
 
     # --- a look at what they do ---------------------------------------------------------------------------------------
 
