@@ -84,6 +84,8 @@ class Sender(AckReceiver, StreamOwner):
         self._data_streams = DataStreams(self)
         self._held_from: int | None = None
         """Messages from this number on wait until all before them are through: routes got other streams."""
+        self._from_before: Message | None = None
+        """The last one sent of the QoS 2 messages that the target may have from before a restart of ours."""
         self._overdue = OverdueWatch()
         self._over_quota = False
         self._pause: asyncio.TimerHandle | None = None
@@ -294,11 +296,17 @@ class Sender(AckReceiver, StreamOwner):
         mid = message.mid
         if mid in self._flying or mid in target.reserved:
             return False
-        if not target.v5 and message.from_before and self._flying.qos_2:
-            # A broker of MQTT 3.1.1 that has no place for a QoS 2 message cannot say so: mosquitto answers PUBREC and
-            # forgets it. It may hold a window of messages, less one, of which we know nothing since our restart.
+        if not target.v5 and self._flying.qos_2 and (message.from_before or self._in_last_place()):
+            # A broker of MQTT 3.1.1 that has no place for a message cannot say so: mosquitto answers PUBREC and forgets
+            # it, or PUBACK and hangs up. It may hold a window of messages, less one, of which we know nothing since our
+            # restart.
             return False
         return self._flying.has_room(window, message.source_qos)
+
+    def _in_last_place(self) -> bool:
+        """Whether a QoS 2 message from before a restart of ours is under way, which may have the target's last place."""
+        message = self._from_before
+        return message is not None and self._flying.get(message.mid) is message
 
     def _own_stream(self, message: Message) -> DataStream | None:
         """Return the stream of the message's route, if it has one that can carry it."""
@@ -357,6 +365,8 @@ class Sender(AckReceiver, StreamOwner):
         (target if stream is None else stream).write(out)
         message.qos = qos
         if qos:
+            if message.from_before:
+                self._from_before = message
             message.stage = Stage.SENT
             self._flying.add(message)
             if stream is not None:
