@@ -304,7 +304,7 @@ class Sender(AckReceiver, StreamOwner):
         return self._flying.has_room(window, message.source_qos)
 
     def _in_last_place(self) -> bool:
-        """Whether a QoS 2 message from before a restart of ours is under way, which may have the target's last place."""
+        """Whether a QoS 2 message from before a restart of ours is under way, which may have the last place there."""
         message = self._from_before
         return message is not None and self._flying.get(message.mid) is message
 
