@@ -252,6 +252,30 @@ async def test_remote_refuses_the_login(
     assert entry.data["remote"]["password"] == "secret"
 
 
+async def test_link_local_address_without_its_interface(
+    hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates
+) -> None:
+    """Which link is meant? The system would say no more than that the argument is invalid."""
+    result = await reach_remote(hass, local_broker)
+    for host in ("fe80::1", "[FE80::1]"):
+        result = await fill(hass, result, remote_input(quic_front.port, certs.ca_pem, host=host))
+        assert result["errors"] == {"host": "zone_missing"}
+        placeholders = result["description_placeholders"]
+        assert placeholders is not None
+        assert placeholders["address"] == "fe80::1"
+        assert placeholders["interfaces"]
+    fallback = {"addresses": ["[fe80::1]:14567"]}
+    result = await fill(hass, result, remote_input(quic_front.port, certs.ca_pem, fallback=fallback))
+    assert result["errors"] == {"fallback": "zone_missing"}
+    # Names of interfaces go by case, and one that is not there is named.
+    result = await fill(hass, result, remote_input(quic_front.port, certs.ca_pem, host="FE80::1%NoNe0"))
+    assert result["errors"] == {"host": "name_not_found"}
+    placeholders = result["description_placeholders"]
+    assert placeholders is not None
+    assert "no network interface 'NoNe0' here" in placeholders["detail"]
+    await finish(hass, await fill(hass, result, remote_input(quic_front.port, certs.ca_pem)))
+
+
 @pytest.mark.parametrize("host", ["mqtts://broker", "broker:14567", "broker/mqtt", "my broker", "  ", "[::1]:14567"])
 async def test_host_that_is_none(
     hass: HomeAssistant, local_broker: Mosquitto, quic_front: Front, certs: Certificates, host: str

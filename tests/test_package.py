@@ -254,6 +254,7 @@ def test_texts_of_values() -> None:
     form_errors = {
         "invalid_host",
         "invalid_address",
+        "zone_missing",
         "ca_invalid",
         "certificate_invalid",
         "key_invalid",
@@ -433,6 +434,7 @@ def test_home_assistant_side_uses_the_core_by_its_face() -> None:
         "config",
         "errors",
         "guard",
+        "link_local",
         "outbox",
         "outbox_model",
         "publisher",

@@ -16,6 +16,7 @@ from homeassistant.helpers.selector import (
 import probatio
 
 from .bridge.config import DEFAULT_TLS_PORT
+from .bridge.link_local import interfaces, is_link_local
 from .const import (
     CONF_ADDRESSES,
     CONF_FALLBACK,
@@ -44,6 +45,7 @@ def clean_host(text: str) -> str:
     """
     if (host := _host(text)) is None:
         raise FormError(CONF_HOST, "invalid_host")
+    _require_zone(CONF_HOST, host)
     return host
 
 
@@ -81,7 +83,8 @@ def endpoint_form(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _host(text: str) -> str | None:
-    host = text.strip().lower()
+    host, percent, zone = text.strip().partition("%")
+    host = host.lower() + percent + zone  # names of interfaces go by case
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     if ":" in host:
@@ -97,7 +100,14 @@ def _host(text: str) -> str | None:
 def _other_host(text: str) -> str:
     if (host := _host(text)) is None:
         raise FormError(SECTION_FALLBACK, "invalid_address", {"address": text})
+    _require_zone(SECTION_FALLBACK, host)
     return host
+
+
+def _require_zone(field: str, host: str) -> None:
+    """Raise FormError for an address that is the same on every link, without saying which link is meant."""
+    if is_link_local(host) and "%" not in host:
+        raise FormError(field, "zone_missing", {"address": host, "interfaces": interfaces()})
 
 
 def _address(text: str, default_port: int) -> tuple[str, int]:

@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 import socket
+from typing import override
 
 import pytest
 import pytest_socket
 
+from benchmarks.line import Namespace, why_not
 from custom_components.quic_bridge.bridge.config import BrokerConfig, QuicConfig, TlsConfig
 from custom_components.quic_bridge.bridge.errors import BridgeError, ErrorCode
 from custom_components.quic_bridge.bridge.transport import QuicTransport, TcpTransport, addresses
@@ -18,7 +20,7 @@ from custom_components.quic_bridge.bridge.transport.base import Transport
 from ..support.certs import Certificates
 from ..support.processes import wait_until
 from ..support.quic_front import Front
-from .transport_support import Peer, Receiver, open_files, quic_config, tcp_config
+from .transport_support import Peer, PeerConnection, Receiver, open_files, quic_config, tcp_config
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 
@@ -225,3 +227,65 @@ async def test_cancelling_a_race_releases_everything(
         with pytest.raises(asyncio.CancelledError):
             await connecting
         assert open_files() == before
+
+
+# Link-local addresses
+
+
+@pytest.mark.parametrize("quic", [True, False])
+async def test_link_local_address_without_its_interface(
+    certs: Certificates, monkeypatch: pytest.MonkeyPatch, quic: bool
+) -> None:
+    """As a name server may have it."""
+    pytest_socket.socket_allow_hosts(["fe80::1"])
+    name_leads_to(monkeypatch, "fe80::1")
+    config = broker(quic_config(("", 1), None) if quic else tcp_config(("", 1)), certs)
+    with pytest.raises(BridgeError, match="needs the network interface behind it, as in fe80::1%eth0") as error:
+        await connect(QuicTransport(config) if quic else TcpTransport(config))
+    assert error.value.code is ErrorCode.UNREACHABLE
+
+
+class Way(asyncio.DatagramProtocol):
+    """One half of a relay for a single client."""
+
+    def __init__(self) -> None:
+        self.other: asyncio.DatagramTransport | None = None
+        self.client: tuple[str, int] | None = None
+
+    @override
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self.client = addr
+        assert self.other is not None
+        far = self.other.get_protocol()
+        assert isinstance(far, Way)
+        self.other.sendto(data, far.client)
+
+
+@pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+async def test_link_local_addresses(certs: Certificates, front: Front, peer: Peer) -> None:
+    """In a network of our own, with loopback as a link on which the broker is fe80::1."""
+    pytest_socket.socket_allow_hosts([BROKER, "fe80::1"])
+    loop = asyncio.get_running_loop()
+    outer, far = await loop.create_datagram_endpoint(Way, remote_addr=front.address)
+    link = Namespace()
+    try:
+        async with link.entered():
+            for command in ("link set lo up", "-6 address add fe80::1/64 dev lo nodad"):
+                process = await asyncio.create_subprocess_exec("ip", *command.split())
+                assert await process.wait() == 0
+            inner, near = await loop.create_datagram_endpoint(Way, local_addr=("fe80::1%lo", 0))
+            far.other, near.other = inner, outer
+            server = await loop.create_server(lambda: PeerConnection(peer), "fe80::1%lo", 0)
+            ports = inner.get_extra_info("sockname")[1], server.sockets[0].getsockname()[1]
+            quic = replace(broker(quic_config(front.address, None), certs), host="fe80::1%lo", port=ports[0])
+            transports: list[Transport] = [QuicTransport(quic), TcpTransport(tcp_config(("fe80::1%lo", ports[1])))]
+            for transport, port in zip(transports, ports, strict=True):
+                await connect(transport)
+                assert transport.status.address == f"[fe80::1%lo]:{port}"
+                await transport.close()
+            inner.close()
+            server.close()
+            await server.wait_closed()
+    finally:
+        outer.close()
+        link.close()

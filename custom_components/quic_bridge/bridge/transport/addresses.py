@@ -11,6 +11,7 @@ import socket
 from typing import Final, override
 
 from ..errors import BridgeError, ErrorCode
+from ..link_local import interface_name, interfaces, is_link_local
 
 ATTEMPT_DELAY: Final = 0.25
 """Seconds that an address gets before the next one is tried beside it (RFC 8305 section 5)."""
@@ -34,8 +35,16 @@ class Address:
 
     @override
     def __str__(self) -> str:
-        host, port = self.sockaddr[:2]
-        return f"[{host}]:{port}" if self.family == socket.AF_INET6 else f"{host}:{port}"
+        host, port, *rest = self.sockaddr
+        if self.family != socket.AF_INET6:
+            return f"{host}:{port}"
+        scope = rest[-1] if rest else 0
+        return f"[{host}%{interface_name(scope)}]:{port}" if scope else f"[{host}]:{port}"
+
+    @property
+    def needs_interface(self) -> bool:
+        """Whether it is an address of a link, without the interface that the link is at (RFC 4007 section 11)."""
+        return self.family == socket.AF_INET6 and self.sockaddr[-1] == 0 and is_link_local(self.sockaddr[0])
 
 
 async def in_executor[**P, T](deadline: float, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -65,9 +74,11 @@ async def resolve(host: str, port: int, kind: socket.SocketKind, deadline: float
             f"The name server did not answer within {loop.time() - started:.0f} s when asked for {host!r}",
         ) from None
     except socket.gaierror as error:
-        raise BridgeError(
-            ErrorCode.NAME_NOT_FOUND, f"The host name {host!r} cannot be resolved: {error.strerror}"
-        ) from error
+        text = f"The host name {host!r} cannot be resolved: {error.strerror}"
+        if is_link_local(host):
+            zone = host.partition("%")[2]
+            text = f"There is no network interface {zone!r} here for {host!r}; there are: {interfaces()}"
+        raise BridgeError(ErrorCode.NAME_NOT_FOUND, text) from error
     except UnicodeError as error:
         raise BridgeError(ErrorCode.NAME_NOT_FOUND, f"{host!r} is not a host name: {error}") from error
     addresses: list[Address] = []
@@ -145,6 +156,13 @@ def reach_error(error: OSError, address: Address) -> BridgeError:
         return BridgeError(ErrorCode.REFUSED, f"Nothing listens on {address}: the host refused the connection")
     if error.errno == errno.ETIMEDOUT:
         return BridgeError(ErrorCode.NO_ANSWER, f"{address} did not answer")
+    if address.needs_interface:
+        host = address.sockaddr[0]
+        return BridgeError(
+            ErrorCode.UNREACHABLE,
+            f"{address} is a link-local address, which needs the network interface behind it, as in {host}%eth0;"
+            f" there are: {interfaces()}",
+        )
     return BridgeError(ErrorCode.UNREACHABLE, f"{address} cannot be reached: {error.strerror or error}")
 
 
