@@ -366,7 +366,7 @@ async def test_the_texts_are_in_home_assistants_language(hass: HomeAssistant) ->
     ("text", "error"),
     [
         ("", "import_no_bridge"),
-        ("listener 1883", "import_unreadable"),
+        ("listener 1883", "import_no_bridge"),
         ("connection x", "import_unreadable"),
         ("a = ${HOME}", "import_substitution"),
         ("bridge.mqtt.emqx.address=mqtt-tcp://192.0.2.1:1883", "import_old_format"),

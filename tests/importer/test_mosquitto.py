@@ -159,6 +159,42 @@ def test_what_mosquitto_would_not_read(text: str) -> None:
     assert caught.value.detail.startswith("line ")
 
 
+def test_comments_behind_values() -> None:
+    """Of what is one word, the rest is not looked at."""
+    bridge = read_one(
+        "connection cloud # the name\naddress cloud:1883 # and no other\ntopic # both 1 # everything\n"
+        "notifications 0 # quiet\ncleansession 0\nkeepalive_interval 45 # s\nrestart_timeout 2 60 # s"
+    )
+    assert (bridge.name, str(bridge.endpoints.main)) == ("cloud", "cloud:1883")
+    assert [route.topic_filter for route in bridge.routes] == ["#"]
+    assert bridge.options["presence"] == {"announce": False}
+    assert bridge.options["connection"]["keepalive"] == 45
+    assert [note.why for note in bridge.notes] == [Reason.TCP]
+
+
+def test_a_prefix_in_the_place_of_the_quality_of_service() -> None:
+    """As in an add-on for Home Assistant: mosquitto takes it for 0."""
+    bridge = read_one("connection x\naddress y\ntopic # IN OpenZWave/")
+    assert [(route.topic_filter, route.target, route.max_qos) for route in bridge.routes] == [("#", "", 0)]
+    assert Note("topic # IN OpenZWave/", Reason.QOS_0) in bridge.notes
+
+
+@pytest.mark.parametrize(
+    "text", ["listener 1883\nallow_anonymous true", "pid_file /x\ninclude_dir /etc/mosquitto/conf.d"]
+)
+def test_a_file_without_a_bridge(text: str) -> None:
+    with pytest.raises(FileError) as caught:
+        read_bridges(text.encode())
+    assert caught.value.problem is FileProblem.NO_BRIDGE
+
+
+def test_comments_in_another_encoding() -> None:
+    (bridge,) = read_bridges(b"# K\xfcche\r\nconnection x\r\n  # B\xfcro\r\naddress y\r\n")
+    assert bridge.name == "x"
+    with pytest.raises(FileError):
+        read_bridges(b"connection x\naddress y\ntopic K\xfcche/#\n")
+
+
 def test_what_means_the_same_is_not_mentioned() -> None:
     usual = "cleansession false\nround_robin false\nstart_type automatic\nbridge_insecure false\n# topic # out\n\n"
     usual += "local_cleansession false\nbridge_require_ocsp false\nbridge_tls_use_os_certs false\n"

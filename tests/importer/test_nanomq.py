@@ -395,6 +395,7 @@ def test_the_cache() -> None:
         ("bridges = 1", FileProblem.NO_BRIDGE),
         ("bridges.mqtt.cache { }", FileProblem.NO_BRIDGE),
         ("bridges.mqtt = null", FileProblem.NO_BRIDGE),
+        (f'bridges.mqtt.x {{ {SERVER}, clientid = "\\ud800" }}', FileProblem.UNREADABLE),
         ("a = ${b}\nb = 1", FileProblem.SUBSTITUTION),
         ("a = ${?HOME}", FileProblem.SUBSTITUTION),
         ("  bridge.mqtt.emqx.address=mqtt-tcp://192.0.2.1:1883", FileProblem.OLD_FORMAT),
@@ -411,6 +412,18 @@ def test_values_of_several_words_and_lists_that_are_added_to() -> None:
     bridge = read_one('username = my user\nforwards = [{ local_topic = "a" }]\nforwards += { local_topic = "b" }')
     assert bridge.username == "my user"
     assert [route.topic_filter for route in bridge.routes] == ["a", "b"]
+
+
+def test_rules_that_are_no_list_are_not_passed_over() -> None:
+    bridge = read_one('forwards = "a/#"\nsubscription.1.topic = "b"')
+    assert bridge.routes == ()
+    assert reasons(bridge)["forwards"] is reasons(bridge)["subscription"] is Reason.UNKNOWN
+
+
+def test_thousands_of_rules_are_compared_quickly() -> None:
+    routes = [f'{{ local_topic = "home/{number}/#" }}' for number in range(3000)]
+    bridge = read_one(f"forwards = [{','.join([*routes, '{ local_topic = "home/+/state" }'])}]")
+    assert [note.what for note in bridge.notes if note.why is Reason.COPIES] == ["forwards[3001]: home/+/state"]
 
 
 def test_nothing_of_this_host_gets_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ type Node = dict[str, Node] | list[Node] | str | None
 
 _DOTTED_KEY: Final = re.compile(r"^[ \t]*[\w\"-]+(\.[\w\"-]+)+[ \t]*[{=:]", re.MULTILINE)
 _EXTENSION: Final = re.compile(r"\.(conf|json|properties)$")
+_HALF_OF_A_PAIR: Final = re.compile("[\ud800-\udfff]")
 _MAX_DOTTED_KEYS: Final = 300
 """Merging them takes time with the square of their number."""
 
@@ -33,16 +34,21 @@ def parse(text: str, key: str) -> tuple[Node, list[str]]:
     def find_package(identifier: str, file: str, _including: str | None, _base: str | None) -> str:
         return f"{identifier}/{file}"
 
+    def text_of(raw: str) -> str:
+        if _HALF_OF_A_PAIR.search(raw):
+            raise FileError(FileProblem.UNREADABLE, "a half of a surrogate pair, which is no character")
+        return raw
+
     def plain(value: hocon.HoconValue | None) -> Node:
         match value:
             case hocon.HoconObject():
-                return {name: plain(item) for name, item in value.fields.items()}
+                return {text_of(name): plain(item) for name, item in value.fields.items()}
             case hocon.HoconArray():
                 return [plain(item) for item in value.items]
             case hocon.HoconScalar(value_type="null") | None:
                 return None
             case hocon.HoconScalar():
-                return value.raw
+                return text_of(value.raw)
 
     read = partial(hocon.parse, text, base_dir="/", env={}, read_file=read_file, package_resolver=find_package)
     try:

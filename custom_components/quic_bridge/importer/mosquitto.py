@@ -24,12 +24,17 @@ from .addresses import arrange
 from .model import Address, Carrier, FileError, FileProblem, ImportedBridge, Note, Reason, distinct, problem_of
 from .settings import Settings
 
-_CONNECTION: Final = re.compile(r"^[ \t]*connection[ \t]+[^\s={]", re.MULTILINE)
+_MOSQUITTO: Final = re.compile(
+    r"^[ \t]*(connection|listener|include_dir|allow_anonymous|per_listener_settings|persistence|password_file|pid_file)"
+    r"[ \t]+[^\s={]",
+    re.MULTILINE,
+)
+"""A bridge, or what many a file has that has none."""
 _WORD: Final = re.compile(r'"[^"]*"|\S+')
 _DEFAULT_PORT: Final = 1883
 """With TLS, too."""
 _DIRECTIONS: Final = {"out": Direction.TO_REMOTE, "in": Direction.TO_LOCAL, "both": Direction.BOTH}
-_QOS: Final = frozenset({"0", "1", "2"})
+_BOOLEANS: Final = {"0": "false", "1": "true"}
 
 _VALUES: Final = {
     "clientid": "client_id",
@@ -84,8 +89,8 @@ _SECRET: Final = frozenset({"bridge_psk"})
 
 
 def recognises(text: str) -> bool:
-    """Tell whether a text is a mosquitto.conf with a bridge."""
-    return _CONNECTION.search(text) is not None
+    """Tell whether a text is a mosquitto.conf."""
+    return _MOSQUITTO.search(text) is not None
 
 
 def read(text: str) -> list[ImportedBridge]:
@@ -100,7 +105,7 @@ def read(text: str) -> list[ImportedBridge]:
                 continue
             value = value.strip()
             if key == "connection":
-                blocks.append((number, _Block(value)))
+                blocks.append((number, _Block(_first_word(value))))
             elif key == "include_dir":
                 included.append(Note(f"{key} {value}", Reason.INCLUDE))
             elif blocks:
@@ -158,7 +163,7 @@ class _Block:
             self._carrier = Carrier.TLS
         if (usual := _USUAL.get(key)) is None:
             self._notes.append(Note(key if key in _SECRET else what, _REASONS.get(key, Reason.UNKNOWN)))
-        elif value != usual[0]:
+        elif _BOOLEANS.get(_first_word(value), _first_word(value)) != usual[0]:
             self._notes.append(Note(what, usual[1]))
 
     # --- settings -----------------------------------------------------------------------------------------------------
@@ -199,7 +204,9 @@ class _Block:
         """Take `pattern [[[out|in|both] qos] local-prefix remote-prefix]`."""
         words = [word.strip('"') for word in _words(value)]
         pattern, direction, qos, here, there = (*words, *("", "out", "0", "", "")[len(words) :])[:5]
-        if not words or (way := _DIRECTIONS.get(direction.lower())) is None or qos not in _QOS:
+        # mosquitto reads a quality of service with atoi(): for "topic # in prefix/" it is 0, and the prefix is none.
+        level = int(qos[: len(qos) - len(qos.lstrip("0123456789"))][:5] or 0)
+        if not words or (way := _DIRECTIONS.get(direction.lower())) is None or level > 2:
             raise ValueError(value)
         local, remote = here + pattern, there + pattern
         source, target = (remote, local) if way is Direction.TO_LOCAL else (local, remote)
@@ -208,7 +215,7 @@ class _Block:
             direction=way,
             topic_filter=source,
             target="" if source == target else same_name(target),
-            max_qos=int(qos),
+            max_qos=level,
         )
         problem = problem_of(route, here, there) if local and remote else Reason.ROUTE_INVALID
         if problem is not None:
@@ -277,15 +284,23 @@ def _address(text: str) -> Address:
     return Address(host=host.strip("[]"), port=int(port))
 
 
+def _first_word(value: str) -> str:
+    """Return the first word of a value; mosquitto does not look at the others, which mostly are a comment."""
+    return value.split(None, 1)[0] if value else ""
+
+
 def _integer(value: str) -> int:
     """Read a number of at most 32 bits, perhaps a hexadecimal one. Raises ValueError."""
-    number = int(value, 16 if value.startswith("0x") else 10)
+    word = _first_word(value)
+    number = int(word, 16 if word.startswith("0x") else 10)
     if not 0 <= number <= 0xFFFFFFFF:
         raise ValueError(value)
     return number
 
 
 def _boolean(value: str) -> bool:
-    if value not in {"true", "false"}:
+    """Read `true`, `false`, 1 or 0. Raises ValueError."""
+    word = _first_word(value)
+    if (known := _BOOLEANS.get(word, word)) not in {"true", "false"}:
         raise ValueError(value)
-    return value == "true"
+    return known == "true"

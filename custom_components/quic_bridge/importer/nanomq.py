@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 from ..bridge.config import DEFAULT_TLS_PORT
 from ..bridge.routes import Direction, Qos0Policy, RetainedAtConnect, RetainMode, Route, same_name
-from ..bridge.topics import has_wildcards, overlap
+from ..bridge.topic_tree import TopicTree
+from ..bridge.topics import has_wildcards
 from ..const import (
     CONF_BACKOFF_CAP,
     CONF_CONGESTION_CONTROL,
@@ -278,7 +279,10 @@ class _Reader:
     # --- rules --------------------------------------------------------------------------------------------------------
 
     def _rules(self, key: str) -> Iterator[Route]:
-        for number, node in enumerate(_items(self._options.get(key)), 1):
+        rules = self._options.get(key)
+        if not isinstance(rules, list | None):
+            self._note(key, Reason.UNKNOWN)
+        for number, node in enumerate(_items(rules), 1):
             what = f"{key}[{number}]"
             rule = _mapping(node) or {"local_topic": node, "remote_topic": node}  # before 0.19
             for name in rule:
@@ -341,13 +345,14 @@ class _Reader:
 
     def _find_copies(self, routes: Sequence[Route]) -> None:
         """Note the rules that share messages with one before them: NanoMQ forwards a message by each rule."""
-        before: list[Route] = []
+        before = TopicTree[None]()
         for route in routes:
             if route.direction is not Direction.TO_REMOTE:
                 continue
-            if any(overlap(other.topic_filter, route.topic_filter) for other in before):
+            for _ in before.overlapping(route.topic_filter):
                 self._note(f"{route.id}: {route.topic_filter}", Reason.COPIES)
-            before.append(route)
+                break
+            before.add(route.topic_filter, None)
 
 
 def new_name(topic_filter: str, name: str) -> str | None:
