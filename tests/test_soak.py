@@ -128,3 +128,26 @@ def test_the_brokers_own_faults_are_seen(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write("5: Sending PUBLISH to bridge (d0, q2, r0, m7, 't/a', ... (3 bytes))\n")
     assert not log.faults()
+
+
+def test_the_log_tells_what_a_broker_holds_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "remote.log"
+    path.write_text(
+        "1: Sending PUBREC to bridge (m7, rc0)\n"
+        "1: Sending PUBREC to bridge (m8, rc0)\n"
+        "1: Sending PUBREC to bridge (m9, rc151)\n"
+        "1: Sending PUBREC to test-1 (m10, rc0)\n"
+        "1: Received PUBREL from bridge (Mid: 7)\n"
+    )
+    log = BrokerLog(path)
+    log.faults()
+    assert (log.name, log.held) == ("remote", {8})
+    log.forget()
+    assert log.held == {8}
+    path.write_text("2: Sending CONNACK to bridge (1, 0)\n")
+    log.faults()
+    assert log.held == {8}
+    log.forget()
+    path.write_text("2: Sending CONNACK to bridge (0, 0)\n")
+    log.faults()
+    assert not log.held

@@ -17,6 +17,9 @@ import re
 _LINE = re.compile(
     rb"\d+: (?:(?P<released>Sending PUBREL to )(?P<c1>\S+) \(m(?P<m1>\d+)\)"
     rb"|(?P<completed>Received PUBCOMP from )(?P<c2>\S+) \(Mid: (?P<m2>\d+)"
+    rb"|(?P<taken>Sending PUBREC to bridge \()m(?P<m4>\d+), rc0"
+    rb"|(?P<passed>Received PUBREL from bridge \()Mid: (?P<m5>\d+)"
+    rb"|(?P<new>Sending CONNACK to bridge \()0, 0"
     rb"|Sending PUBLISH to (?P<c3>\S+) \(d(?P<dup>\d), q(?P<qos>[12]), r\d, m(?P<m3>\d+), '(?P<topic>[^']*)')"
 )
 _WRAP = 32_768
@@ -46,10 +49,13 @@ class BrokerLog:
     """Reads a mosquitto's log as it grows."""
 
     def __init__(self, path: Path) -> None:
+        self.name = path.stem
         self._path = path
         self._read_to = 0
         self._released: set[tuple[bytes, bytes]] = set()
         self._highest: dict[tuple[bytes, bytes], int] = {}
+        self.held: set[int] = set()
+        """Packet identifiers of QoS 2 messages that the bridge has not released yet, as of the last call of `faults`."""
 
     def faults(self) -> BrokerFaults:
         """What the broker did wrong since the last call."""
@@ -69,6 +75,15 @@ class BrokerLog:
                 continue
             if match["completed"]:
                 self._released.discard((match["c2"], match["m2"]))
+                continue
+            if match["taken"]:
+                self.held.add(int(match["m4"]))
+                continue
+            if match["passed"]:
+                self.held.discard(int(match["m5"]))
+                continue
+            if match["new"]:
+                self.held.clear()
                 continue
             topic = match["topic"].decode()
             if match["qos"] == b"2" and (match["c3"], match["m3"]) in self._released:

@@ -93,7 +93,7 @@ class Judge:
         for subscriber in world.subscribers:
             for topic in dict.fromkeys(subscriber.unknown):
                 self.complain(f"round {number}: messages of a topic that nobody published: {topic}")
-        for text in (*self._check_fallen(chronicle, scenario), *self._check_bridge(scenario)):
+        for text in (*self._check_fallen(chronicle, scenario), *self._check_bridge(scenario), *self._check_places()):
             self.complain(f"round {number}: {text}")
 
     def _forgive(self, found: list[Problem]) -> list[Problem]:
@@ -156,6 +156,14 @@ class Judge:
         if set(report.dropped) - allowed or report.fault is not None:
             wrong.append(f"dropped messages, or a fault of the Outbox: {report}")
         return wrong + self._check_leaks(report)
+
+    def _check_places(self) -> list[str]:
+        """Look for QoS 2 messages that the bridge has left unreleased at a broker, for ever."""
+        return [
+            f"{log.name} keeps places for QoS 2 messages of the bridge: {sorted(log.held)}"
+            for log in self._world.logs
+            if log.held
+        ]
 
     def _check_leaks(self, report: BridgeReport) -> list[str]:
         wrong = []
