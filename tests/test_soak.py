@@ -130,6 +130,19 @@ def test_the_brokers_own_faults_are_seen(tmp_path: Path) -> None:
     assert not log.faults()
 
 
+def test_the_log_tells_of_a_new_message_among_those_that_are_repeated(tmp_path: Path) -> None:
+    """As mosquitto 2.0.11 sent them: 8 and 9 come late."""
+    path = tmp_path / "broker.log"
+    lines = [f"1: Sending PUBLISH to bridge (d0, q2, r0, m{mid}, 't/a', ... (3 bytes))" for mid in (7, 8, 9)]
+    lines.append("2: Sending CONNACK to bridge (1, 0)")
+    lines += [
+        f"2: Sending PUBLISH to bridge (d{dup}, q2, r0, m{mid}, 't/a', ... (3 bytes))"
+        for dup, mid in ((1, 7), (0, 10), (1, 8), (1, 9))
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    assert BrokerLog(path).faults().overtaken == {"t/a": 2}
+
+
 def test_the_log_tells_what_a_broker_holds_of_ours(tmp_path: Path) -> None:
     path = tmp_path / "remote.log"
     path.write_text(

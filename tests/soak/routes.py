@@ -80,6 +80,8 @@ AGED = ("up/aged", "down/aged")
 CROSSED = ("cross/up", "cross/down")
 """Their topics have two routes each, for which a broker may send each message twice. One copy crosses, or both where
 the bridge cannot be sure, as after it was killed."""
+KEPT = ("up/state/", "up/queue/")
+"""QoS 0 that waits in the Outbox."""
 COMING = ("coming/up", "coming/down")
 
 
