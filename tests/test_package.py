@@ -313,7 +313,7 @@ def test_texts_of_values() -> None:
         parts |= {way.replace("menu.", f"{step}.menu_options.") for way in ways}
         issues |= {f"{issue}.title"} | {f"{issue}.fix_flow.{part}" for part in parts}
     assert below("issues.") == issues
-    faults = {f"publish_{fault}" for fault in PublishFault} | {"publish_invalid_base64"}
+    faults = {f"publish_{fault}" for fault in PublishFault} | {"publish_invalid_base64", "publish_invalid_payload"}
     assert {key.split(".")[0] for key in below("exceptions.")} == faults | {"bridge_paused", "entry_unreadable"}
     assert below("selector.local_mode.options.") == {mode.value for mode in LocalMode}
     for selector, values in (

@@ -126,6 +126,15 @@ async def test_errors(hass: HomeAssistant, entry: MockConfigEntry, quic_front: F
     error = await failed(topic="a/+")
     assert isinstance(error, ServiceValidationError)
     assert error.translation_key == "publish_invalid_topic"
+    error = await failed(topic="$share/group/a")
+    assert error.translation_key == "publish_invalid_topic"
+    error = await failed(topic="x" * 70_000)
+    assert len(str(error)) < 500
+    for template in ("{{ {(1, 2): 3} }}", "{{ ['eA==' | base64_decode(none)] }}", r'{{ "\ud800" }}'):
+        error = await failed(topic="t", payload=Template(template, hass).async_render())
+        assert error.translation_key == "publish_invalid_payload"
+    error = await failed(topic="t", correlation_data="\ud800")
+    assert error.translation_key == "publish_invalid_payload"
     error = await failed(topic="t", payload="not base64", payload_encoding="base64")
     assert error.translation_key == "publish_invalid_base64"
     with pytest.raises(probatio.Invalid):

@@ -27,6 +27,8 @@ ATTR_RESPONSE_TOPIC: Final = "response_topic"
 ATTR_CORRELATION_DATA: Final = "correlation_data"
 ATTR_USER_PROPERTIES: Final = "user_properties"
 
+_MOST_SHOWN: Final = 200
+"""Characters of a topic that errors tell of."""
 _TEXT: Final = "text"
 _BASE64: Final = "base64"
 
@@ -70,7 +72,11 @@ async def async_publish(entry: QuicBridgeConfigEntry, call: ServiceCall) -> Serv
         raise kind(
             translation_domain=DOMAIN,
             translation_key=f"publish_{error.fault}",
-            translation_placeholders={"name": entry.title, "topic": message.topic, "detail": error.text},
+            translation_placeholders={
+                "name": entry.title,
+                "topic": message.topic[:_MOST_SHOWN],
+                "detail": error.text[:_MOST_SHOWN],
+            },
         ) from error
     return {
         "qos": message.qos,
@@ -84,6 +90,16 @@ def _publication(data: dict[str, Any]) -> Publication:
     """Return the message that is meant; ServiceValidationError."""
     expiry: timedelta | None = data.get(ATTR_MESSAGE_EXPIRY)
     correlation: str | None = data.get(ATTR_CORRELATION_DATA)
+    try:
+        payload = _payload(data[ATTR_PAYLOAD], data[ATTR_ENCODING])
+        correlation_data = None if correlation is None else correlation.encode()
+    except (TypeError, UnicodeEncodeError) as error:
+        # What templates make may have keys, values or halves of characters that no JSON and no UTF-8 has.
+        raise ServiceValidationError(
+            translation_domain=DOMAIN,
+            translation_key="publish_invalid_payload",
+            translation_placeholders={"detail": str(error)},
+        ) from error
     user_properties = [
         (name, value)
         for name, values in data.get(ATTR_USER_PROPERTIES, {}).items()
@@ -91,14 +107,14 @@ def _publication(data: dict[str, Any]) -> Publication:
     ]
     return Publication(
         topic=data[ATTR_TOPIC],
-        payload=_payload(data[ATTR_PAYLOAD], data[ATTR_ENCODING]),
+        payload=payload,
         qos=data[ATTR_QOS],
         retain=data[ATTR_RETAIN],
         payload_is_text=data[ATTR_PAYLOAD_FORMAT],
         message_expiry=None if expiry is None else round(expiry.total_seconds()),
         content_type=data.get(ATTR_CONTENT_TYPE),
         response_topic=data.get(ATTR_RESPONSE_TOPIC),
-        correlation_data=None if correlation is None else correlation.encode(),
+        correlation_data=correlation_data,
         user_properties=tuple(user_properties),
     )
 

@@ -187,7 +187,7 @@ class Publisher(AckReceiver):
             topic = message.topic.encode()
         except UnicodeEncodeError:
             topic = b""
-        if not valid_topic(topic):
+        if not valid_topic(topic) or topic.startswith(b"$share/"):
             raise PublishError(PublishFault.INVALID_TOPIC, message.topic)
         properties = encode_properties(message)
         session = self._session

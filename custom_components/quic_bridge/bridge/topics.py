@@ -6,6 +6,8 @@ from typing import Final
 
 MAX_TOPIC_BYTES: Final = 65_535
 _CAPTURE: Final = re.compile(r"\{(\d+)\}")
+_BROKERS_OWN: Final = frozenset({"$SYS", "$share"})
+"""First levels of names under which nobody can publish."""
 _MOST_DIGITS: Final = 5
 """Of the number of a wildcard: no filter has room for 100,000."""
 
@@ -135,7 +137,11 @@ class Rewrite:
     def apply(self, topic: str) -> str | None:
         """Return the new name of a topic; None: it does not fall under the filter, or has no valid new name."""
         name = self._renamed(topic)
-        return name if name is not None and valid_topic(name.encode()) else None
+        if name is None or not valid_topic(name.encode()):
+            return None
+        # As wildcards stand for no leading $ they make none (MQTT 5, 4.7.2): what is under such names is the broker's.
+        # mosquitto takes commands there, and ends the connection for a message to $share.
+        return None if name[0] == "$" and self.target[:1] not in {"", "$"} else name
 
     def apply_to_filter(self, topic_filter: str) -> str | None:
         """Return the filter of the new names of topics under another filter; None: there are none.
@@ -163,7 +169,8 @@ class Rewrite:
             return "target_invalid"
         if "+" in self.target or "#" in self.target:
             return "target_wildcard"
-        if self.target.split("/")[0] in {"$SYS", "$share"}:
+        first = self.target.split("/")[0]
+        if first in _BROKERS_OWN or (first[:1] == "$" and _CAPTURE.search(first)):
             return "target_reserved"
         wildcards = sum(level in {"+", "#"} for level in self.topic_filter.split("/"))
         numbers = _CAPTURE.findall(self.target)
