@@ -264,6 +264,28 @@ async def test_qos_0_takes_it_once_the_broker_has_acknowledged_something_there(s
         assert [message.payload for message in away.messages] == [b"first", b"proof", b"second"]
 
 
+async def test_qos_0_does_not_pass_what_went_over_the_sessions_stream_before(scene: Scene) -> None:
+    scene.tune(replace(QUICK, ping_interval=10.0, ping_timeout=10.0))
+    await scene.running()
+    home, away = scene.clients()
+    async with home, away:
+        await away.subscribe("up/#", qos=1)
+        scene.remote.freeze()
+        await home.publish("up/1", b"proof", 1)
+        await wait_until(lambda: STREAM in scene.front.connection.data_streams, 5, "the route's stream")
+        scene.front.freeze("incoming")
+        await home.publish("up/0", b"first")
+        await wait_until(lambda: scene.bridge.status.outbound.forwarded == 1, 5, "the first, which is lost")
+        scene.remote.thaw()
+        await wait_until(lambda: scene.bridge.status.outbound.forwarded == 2, 5, "the acknowledgement of the proof")
+        await home.publish("up/0", b"second")
+        await wait_until(lambda: scene.bridge.status.outbound.waiting == 1, 5, "the second, which waits")
+        scene.front.thaw()
+        await away.wait_for(3)
+        assert [message.payload for message in away.messages] == [b"proof", b"first", b"second"]
+        assert scene.front.connection.data_streams[STREAM].packets == {PacketType.PUBLISH: 2}
+
+
 @pytest.mark.parametrize(("policy", "kept"), [(Qos0Policy.DROP, False), (Qos0Policy.QUEUE, True)])
 async def test_qos_0_that_waits_for_it_when_the_connection_ends(scene: Scene, policy: Qos0Policy, kept: bool) -> None:
     scene.routes = (Route(id="up", direction=Direction.TO_REMOTE, topic_filter="up/#", own_stream=True, qos_0=policy),)

@@ -8,7 +8,7 @@ kept away from them (its documentation, "MQTT over QUIC"; emqx_quic_data_stream.
   the route's next messages wait until that has been acknowledged: the order stays.
 - A QoS 2 message repeated on another stream would not be recognised. QoS 2 never goes over one.
 - A broker need not serve them, and QoS 0 would vanish unseen. So QoS 0 goes over one only after the broker has
-  acknowledged something there.
+  acknowledged something there, and its host all of QoS 0 that went over the session's own stream before.
 """
 
 import asyncio
@@ -33,6 +33,8 @@ _MAX_LOSSES: Final = 3
 """So often a stream is opened again in one session."""
 _MAX_FAILURES: Final = 2
 """So often a broker may fail to serve one before no more are opened, until the bridge is started again."""
+_LOOK_AGAIN: Final = 0.02
+"""Seconds after which to look whether the broker's host has acknowledged what is waited for."""
 _MAX_ACK: Final = 64 * 1024
 
 
@@ -70,6 +72,9 @@ class DataStream(StreamReceiver):
         self._flying: dict[int, Message] = {}
         self._repeated: set[Message] = set()
         """Messages of the route that are under way on the session's own stream; the next ones wait for them."""
+        self._shared_to = 0
+        """How many bytes of the session's own stream have QoS 0 messages of the route among them."""
+        self._look: asyncio.TimerHandle | None = None
         self._losses = 0
         self._proven = False
         self._backlog = 0
@@ -93,6 +98,25 @@ class DataStream(StreamReceiver):
     def writable(self) -> bool:
         """Whether a message may be written now."""
         return not self._repeated and not (self._stream is not None and self._stream.congested)
+
+    def may_follow(self, message: Message) -> bool:
+        """Whether a message cannot pass earlier ones of the route that went over the session's own stream."""
+        if message.mid or not self._shared_to:
+            return True
+        if self._session.transport.acknowledged >= self._shared_to:
+            self._shared_to = 0
+            return True
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(_LOOK_AGAIN, self._look_again)
+        return False
+
+    def _look_again(self) -> None:
+        self._look = None
+        self._owner.target_writable()
+
+    def shared(self) -> None:
+        """Note a QoS 0 message of the route that was written to the session's own stream."""
+        self._shared_to = self._session.transport.written
 
     def take(self, message: Message) -> None:
         """Let a message wait for its turn on this stream."""
@@ -143,9 +167,10 @@ class DataStream(StreamReceiver):
 
     def release(self) -> list[Message]:
         """Let go of the stream; returns the messages that waited for it."""
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        for timer in (self._watch, self._look):
+            if timer is not None:
+                timer.cancel()
+        self._watch = self._look = None
         if self._stream is not None:
             self._stream.abort()
             self._stream = None
@@ -262,14 +287,18 @@ class DataStreams:
             return None
         return stream
 
-    def repeated(self, message: Message) -> None:
-        """Note a QoS 1 message that was written to the session's own stream although its route has another."""
+    def went_elsewhere(self, message: Message) -> None:
+        """Note a message that was written to the session's own stream although its route may have another."""
         route, session = message.plan.route, self._session
-        if route is None or not route.own_stream or session is None or message.qos != 1:
+        if route is None or not route.own_stream or session is None or message.qos == 2:
             return
         stream = self._of(route.id, session)
-        if stream is not None:
+        if stream is None:
+            return
+        if message.qos:
             stream.repeated(message)
+        else:
+            stream.shared()
 
     def pump(self) -> None:
         """Send what waits for streams."""

@@ -317,6 +317,8 @@ class Sender(AckReceiver, StreamOwner):
         target, route = self._target, message.plan.route
         if target is None or route is None or self._pause is not None or not stream.writable:
             return False
+        if not stream.may_follow(message):
+            return False
         # Half of the window stays free for all the others.
         if message.mid and (stream.flying >= max(1, target.window // 2) or not self._has_place(target, message)):
             return False
@@ -371,9 +373,9 @@ class Sender(AckReceiver, StreamOwner):
             self._flying.add(message)
             if stream is not None:
                 stream.sent(message)
-            else:
-                self._data_streams.repeated(message)
-        else:
+        if stream is None:
+            self._data_streams.went_elsewhere(message)
+        if not qos:
             self._delivered(message)
 
     def _pump(self) -> None:
