@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+import gc
 from itertools import pairwise
 import logging
 
@@ -426,6 +427,78 @@ async def test_a_subscribe_is_no_larger_than_the_broker_takes(wire: Wire) -> Non
         connection.send(encode_suback(mid, [item.qos for item in wanted], v5=True))
     await wire.running()
     assert set(asked) == {*names, "t/#", "barrier"}
+
+
+@pytest.mark.parametrize("v5", [True, False])
+async def test_hundreds_of_filters_are_asked_for_a_few_packets_at_a_time(wire: Wire, v5: bool) -> None:
+    """A round trip for each packet would take its time; the answers may come in any order, late, and refuse."""
+    names = [f"many/{number}" for number in range(1500)]
+    wire.routes += tuple(Route(id=name, direction=Direction.TO_LOCAL, topic_filter=name) for name in names)
+    connection = await wire.start()
+    if not v5:
+        await connection.handshake(code=0x84)
+        connection = await wire.remote_broker.accept()
+    connection.answer_subscribe = False
+    await connection.handshake()
+    asked: list[tuple[int, list[Subscription]]] = []
+    refused = {"many/0", "many/777", "many/1499"}
+
+    async def receive() -> None:
+        asked.append(decode_subscribe(await connection.receive(), v5=v5))
+
+    def answer(mid: int, wanted: list[Subscription]) -> None:
+        codes = [0x80 if item.topic_filter in refused else item.qos for item in wanted]
+        connection.send(encode_suback(mid, codes, v5=v5))
+
+    for _ in range(8):
+        await receive()
+    assert len({mid for mid, _ in asked}) == 8
+    for mid, wanted in reversed(asked[1:]):
+        answer(mid, wanted)
+    connection.publish("t/a", b"on", qos=0)
+    with pytest.raises(TimeoutError):  # the first has no answer yet: no more than eight are under way
+        async with asyncio.timeout(0.05):
+            await receive()
+    answer(*asked[0])
+    while len(asked) < 16:
+        await receive()
+        answer(*asked[-1])
+    await wire.running()
+    assert {item.topic_filter for _, wanted in asked for item in wanted} == {*names, "t/#", "barrier"}
+    assert set(wire.link.failed_filters) == refused
+
+
+async def test_a_broker_that_takes_long_for_each_subscribe(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has as long for each as if there was no other, although it answers PINGREQ at once."""
+    monkeypatch.setattr(session_module, "_SUBACK_TIMEOUT", 0.4)
+    names = [f"many/{number}" for number in range(500)]
+    wire.routes += tuple(Route(id=name, direction=Direction.TO_LOCAL, topic_filter=name) for name in names)
+    connection = await wire.start()
+    connection.answer_subscribe = False
+    await connection.handshake()
+    for _ in range(6):
+        mid, wanted = decode_subscribe(await connection.receive(), v5=True)
+        await asyncio.sleep(0.2)
+        connection.send(encode_suback(mid, [item.qos for item in wanted], v5=True))
+    await wire.running()
+    assert wire.link.error is None
+
+
+async def test_the_connection_ends_while_several_subscribes_are_under_way(
+    wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"many/{number}" for number in range(500)]
+    wire.routes += tuple(Route(id=name, direction=Direction.TO_LOCAL, topic_filter=name) for name in names)
+    connection = await wire.start()
+    connection.answer_subscribe = False
+    await connection.handshake()
+    await connection.receive()
+    await connection.close()
+    await wire.error()
+    await wire.remote_broker.session()
+    await wire.running()
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_a_refused_filter_is_named_and_the_others_work(wire: Wire, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,8 +7,9 @@ Alive and lets other traffic postpone the PINGREQ), and DISCONNECT (paho 2.1 dro
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import chain
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import chain, islice, repeat
 import logging
 from typing import Final, Protocol, override
 
@@ -44,6 +45,8 @@ _LOGGER = logging.getLogger(__name__)
 
 _SUBACK_TIMEOUT: Final = 10.0
 _FILTERS_PER_SUBSCRIBE: Final = 100
+_ASKED_AT_ONCE: Final = 8
+"""SUBSCRIBE or UNSUBSCRIBE packets under way. Receive Maximum is not about them, but a broker has to keep them."""
 _SUBSCRIBE_HEAD: Final = 14
 """Bytes before the first filter, at most: fixed header, packet identifier, and the properties we send."""
 _FILTER_OVERHEAD: Final = 3
@@ -230,7 +233,7 @@ class MqttSession(TransportReceiver):
         for future in self._subacks.values():
             if not future.done():
                 future.set_exception(ended or BridgeError(ErrorCode.CLOSED_BY_BROKER, "the session was closed"))
-        self._subacks.clear()
+                future.exception()  # of several questions one is waited for
         self._connack.cancel()
         if not self._lost.done():
             self._lost.cancel()
@@ -319,45 +322,69 @@ class MqttSession(TransportReceiver):
         by_identifier: dict[int | None, list[Subscription]] = {}
         for item in wanted:
             by_identifier.setdefault(item.identifier, []).append(item)
-        for chunk in chain.from_iterable(
-            _packets(group, lambda item: item.topic_filter, self.limits.max_packet) for group in by_identifier.values()
-        ):
-            if self.v5:
-                filters = [(item.topic_filter, _options(item)) for item in chunk]
-                _, mid = self._paho.subscribe(filters, properties=_subscribe_properties(chunk[0].identifier))
-            else:
-                _, mid = self._paho.subscribe([(item.topic_filter, item.qos) for item in chunk])
-            codes = await self._suback(mid, "SUBSCRIBE")
-            codes += [_UNSPECIFIED] * (len(chunk) - len(codes))
+        chunks = list(
+            chain.from_iterable(
+                _packets(group, lambda item: item.topic_filter, self.limits.max_packet)
+                for group in by_identifier.values()
+            )
+        )
+        answers = await self._ask("SUBSCRIBE", chunks, self._write_subscribe)
+        for chunk, answer in zip(chunks, answers, strict=True):
+            codes = chain(answer, repeat(_UNSPECIFIED))
             refused |= {item.topic_filter: code for item, code in zip(chunk, codes, strict=False) if code >= 0x80}
         return refused
 
+    def _write_subscribe(self, chunk: list[Subscription]) -> int | None:
+        if not self.v5:
+            return self._paho.subscribe([(item.topic_filter, item.qos) for item in chunk])[1]
+        filters = [(item.topic_filter, _options(item)) for item in chunk]
+        return self._paho.subscribe(filters, properties=_subscribe_properties(chunk[0].identifier))[1]
+
     async def unsubscribe(self, filters: Sequence[str]) -> None:
         """Unsubscribe filters. Raises BridgeError when the broker does not answer."""
-        for chunk in _packets(filters, str, self.limits.max_packet):
-            _, mid = self._paho.unsubscribe(chunk)
-            await self._suback(mid, "UNSUBSCRIBE")
+        chunks = list(_packets(filters, str, self.limits.max_packet))
+        await self._ask("UNSUBSCRIBE", chunks, lambda chunk: self._paho.unsubscribe(chunk)[1])
 
-    async def _suback(self, mid: int | None, what: str) -> list[int]:
-        if mid is None or not self.connected:
-            raise BridgeError(ErrorCode.CLOSED_BY_BROKER, f"connection lost before {what}")
-        future: asyncio.Future[list[int]] = self._loop.create_future()
-        self._subacks[mid] = future
-        if self._keepalive.reading_paused:
-            self.transport.resume_reading()
+    async def _ask[T](self, what: str, questions: Iterable[T], write: Callable[[T], int | None]) -> list[list[int]]:
+        """Write some packets, a few at a time, and return the answers in that order; they may come in any.
+
+        A broker that takes long for each has as long for the next one from its answer on: it has them one by one.
+        """
+        answers: list[list[int]] = []
+        waiting: deque[int] = deque()
+        rest = iter(questions)
         try:
-            return await self._keepalive.answer(future, _SUBACK_TIMEOUT)
+            while True:
+                for question in islice(rest, _ASKED_AT_ONCE - len(waiting)):
+                    waiting.append(self._asking(write(question), what))
+                if not waiting:
+                    return answers
+                future = self._subacks[waiting[0]]
+                answers.append(await self._keepalive.answer(future, _SUBACK_TIMEOUT))
+                self._settled(waiting.popleft())
         except TimeoutError:
             raise BridgeError(
                 ErrorCode.PROTOCOL_ERROR, f"the broker did not answer {what} within {_SUBACK_TIMEOUT:g} s"
             ) from None
         finally:
-            self._subacks.pop(mid, None)
-            self.reserved.discard(mid)
-            if self._keepalive.reading_paused and not self._subacks:
-                self.transport.pause_reading()
-            if self.connected:
-                self._acks.target_writable()
+            for mid in waiting:
+                self._settled(mid)
+
+    def _asking(self, mid: int | None, what: str) -> int:
+        if mid is None or not self.connected:
+            raise BridgeError(ErrorCode.CLOSED_BY_BROKER, f"connection lost before {what}")
+        self._subacks[mid] = self._loop.create_future()
+        if self._keepalive.reading_paused:
+            self.transport.resume_reading()
+        return mid
+
+    def _settled(self, mid: int) -> None:
+        self._subacks.pop(mid).cancel()
+        self.reserved.discard(mid)
+        if self._keepalive.reading_paused and not self._subacks:
+            self.transport.pause_reading()
+        if self.connected:
+            self._acks.target_writable()
 
     def _take_suback(self, header: int, packet: bytes) -> None:
         """Take a SUBACK or UNSUBACK. paho gives up on reason codes that it does not know."""
@@ -511,7 +538,7 @@ class MqttSession(TransportReceiver):
         """Return the seconds from a PINGREQ to its answer. Raises BridgeError when there is none."""
         began = self._loop.time()
         self._keepalive.ping()
-        await self._suback(_PINGRESP, "PINGREQ")
+        await self._ask("PINGREQ", [_PINGRESP], lambda mid: mid)
         return self._loop.time() - began
 
 
