@@ -20,6 +20,7 @@ from typing import Final, Protocol, override
 from . import codec
 from .config import TransportKind
 from .message import Message
+from .routes import Route
 from .session import MqttSession
 from .transport.base import ExtraStream, StreamReceiver
 
@@ -253,6 +254,8 @@ class DataStreams:
         self._session: MqttSession | None = None
         self._streams: dict[str, DataStream | None] = {}
         """By route; None: the route does without."""
+        self.in_use = False
+        """Whether a route has a stream in this session."""
         self._failures = 0
 
     def __iter__(self) -> Iterator[DataStream]:
@@ -261,7 +264,7 @@ class DataStreams:
     @property
     def waiting(self) -> int:
         """Messages that wait for a stream."""
-        return sum(len(stream) for stream in self) if self._streams else 0
+        return sum(len(stream) for stream in self)
 
     def attached(self, session: MqttSession) -> None:
         """Open streams in this session from now on, if its transport has any."""
@@ -274,12 +277,13 @@ class DataStreams:
             self._failed_once("it ended the connection when one was first used")
         messages = [message for stream in self for message in stream.release()]
         self._streams.clear()
+        self.in_use = False
         return sorted(messages, key=lambda message: message.number)
 
-    def find(self, message: Message) -> DataStream | None:
-        """Return the stream of a message's route; None if there is none, or it cannot carry the message."""
-        route, session = message.plan.route, self._session
-        if route is None or not route.own_stream or session is None or message.again or not message.packet:
+    def find(self, message: Message, route: Route) -> DataStream | None:
+        """Return the stream of a message's route that wants one; None if there is none, or it cannot carry it."""
+        session = self._session
+        if session is None or message.again or not message.packet:
             return None
         qos = message.qos_at(session, route)
         stream = self._of(route.id, session)
@@ -287,10 +291,10 @@ class DataStreams:
             return None
         return stream
 
-    def went_elsewhere(self, message: Message) -> None:
+    def went_elsewhere(self, message: Message, route: Route) -> None:
         """Note a message that was written to the session's own stream although its route may have another."""
-        route, session = message.plan.route, self._session
-        if route is None or not route.own_stream or session is None or message.qos == 2:
+        session = self._session
+        if session is None or message.qos == 2:
             return
         stream = self._of(route.id, session)
         if stream is None:
@@ -315,6 +319,7 @@ class DataStreams:
             if self._failures >= _MAX_FAILURES or sum(1 for _ in self) >= MAX_STREAMS:
                 return None
             self._streams[route_id] = DataStream(route_id, session, self, self._owner)
+            self.in_use = True
         return self._streams[route_id]
 
     def _failed_once(self, why: str) -> None:

@@ -1,6 +1,6 @@
 """A message under way, and its bytes as the target takes them."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from enum import IntEnum, auto
 import itertools
 import math
@@ -58,6 +58,7 @@ class Message:
         "qos",
         "released",
         "row",
+        "source_qos",
         "spooling",
         "stage",
         "stream",
@@ -68,7 +69,7 @@ class Message:
 
     def __init__(self, mid: int, first: int, header: int, packet: bytes, plan: Plan, *, v5: bool) -> None:
         """Take a PUBLISH as it came from the source."""
-        self.number = next_number()
+        self.number = next(_NUMBERS)
         """Rises with each message: their order."""
         self.mid = mid
         """Packet identifier, at both brokers; 0 for QoS 0."""
@@ -78,6 +79,8 @@ class Message:
         """As it came from the source; empty when only its PUBREL is known (the bridge was restarted)."""
         self.plan = plan
         self.v5 = v5
+        self.source_qos = first >> 1 & 3
+        """QoS with which the source sent it."""
         self.qos = 0
         """QoS towards the target, once sent."""
         self.stage = Stage.QUEUED
@@ -109,11 +112,6 @@ class Message:
         """Whether nobody has to be waited for before PUBREL (QoS 2): the source has sent its own, or is out of it."""
         return self.released or not (self.owed or self.row is not None)
 
-    @property
-    def source_qos(self) -> int:
-        """QoS with which the source sent it."""
-        return self.first >> 1 & 3
-
     def qos_at(self, target: MqttSession, route: Route) -> int:
         """QoS with which it goes to the target: no higher than the route and the target want."""
         return min(self.source_qos, route.max_qos, target.limits.max_qos)
@@ -134,6 +132,9 @@ class Message:
             self.expires_at = time.time() + self.plan.route.max_age
         if not self.v5:
             return
+        position = codec.properties_position(self.first, self.header, self.packet)
+        if self.packet[position : position + 1] == b"\0":
+            return  # nearly always: no properties
         _, _, properties, _ = codec.split_publish(self.first, self.header, self.packet, v5=True)
         offset = codec.expiry_offset(properties)
         if offset is not None:
@@ -173,37 +174,27 @@ class InFlight:
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._messages: dict[int, Message] = {}
+        self.messages: dict[int, Message] = {}
+        """To look at; what changes it is here."""
         self.qos_2 = 0
         """How many of them are of QoS 2."""
 
     def __len__(self) -> int:
-        return len(self._messages)
-
-    def __contains__(self, mid: int) -> bool:
-        return mid in self._messages
+        return len(self.messages)
 
     def __iter__(self) -> Iterator[Message]:
-        return iter(self._messages.values())
-
-    @property
-    def mids(self) -> Collection[int]:
-        """Packet identifiers in use."""
-        return self._messages.keys()
-
-    def get(self, mid: int) -> Message | None:
-        """Return the message of an identifier."""
-        return self._messages.get(mid)
+        return iter(self.messages.values())
 
     def add(self, message: Message) -> None:
         """Note that a message was sent; its `qos` is final by now."""
-        self.remove(message.mid)
-        self._messages[message.mid] = message
+        if message.mid in self.messages:
+            self.remove(message.mid)
+        self.messages[message.mid] = message
         self.qos_2 += message.qos == 2
 
     def remove(self, mid: int) -> None:
         """Forget a message, if it is here."""
-        message = self._messages.pop(mid, None)
+        message = self.messages.pop(mid, None)
         if message is not None:
             self.qos_2 -= message.qos == 2
             if message.stream is not None:
@@ -216,7 +207,7 @@ class InFlight:
         all places held after a restart of ours, the source would repeat an older QoS 1 message first, and mosquitto
         closes a connection over its quota: for ever.
         """
-        if len(self._messages) >= window:
+        if len(self.messages) >= window:
             return False
         return qos != 2 or self.qos_2 < max(1, window - 1)
 

@@ -225,7 +225,7 @@ class OutboundSender(Sender, SpoolOwner):
     @override
     def row_received(self, message: Message) -> None:
         message.released = True
-        if self._flying.get(message.mid) is message and message.stage is Stage.RECEIVED:
+        if self._flying.messages.get(message.mid) is message and message.stage is Stage.RECEIVED:
             self._release(message)
 
     @override

@@ -204,7 +204,7 @@ class Sender(AckReceiver, StreamOwner):
         """Send a new message, or let it wait for its turn."""
         if self._backlog.messages or not self._try_to_send(message):
             self._enqueue(message)
-        elif self._data_streams.waiting:
+        elif self._data_streams.in_use:
             self._data_streams.pump()
 
     def _enqueue(self, message: Message) -> None:
@@ -230,11 +230,11 @@ class Sender(AckReceiver, StreamOwner):
             self._keep_qos_0(message, route.qos_0)
         elif target is None:
             self.drop(message, DropReason.DISCONNECTED, "QoS 0")
-        elif (stream := self._own_stream(message)) is not None:
+        elif route.own_stream and (stream := self._own_stream(message, route)) is not None:
             stream.take(message)
             stream.pump()
         else:
-            self._write(target, message, 0)
+            self._write(target, message, route)
 
     def _has_earlier_qos_0(self, message: Message) -> bool:
         """Whether a QoS 0 message of its topic waits that it must not pass, although the target is back."""
@@ -263,21 +263,21 @@ class Sender(AckReceiver, StreamOwner):
             return False
         if self._held_from is not None and message.number >= self._held_from and self._is_held(self._held_from):
             return False
-        if (stream := self._own_stream(message)) is not None:
+        route = message.plan.route
+        if route is not None and route.own_stream and (stream := self._own_stream(message, route)) is not None:
             stream.take(message)
             return True
         if target.congested or not self._has_place(target, message):
             return False
-        route = message.plan.route
         if not message.packet:
             self._flying.add(message)
             self._release(message)
         elif route is None:
             self._drop_unrouted(message)
-        elif message.expired:
+        elif message.expires_at is not None and message.expired:
             self.drop(message, DropReason.EXPIRED, message.topic)
         else:
-            self._write(target, message, message.qos_at(target, route))
+            self._write(target, message, route)
         return True
 
     def _is_held(self, number: int) -> bool:
@@ -294,7 +294,7 @@ class Sender(AckReceiver, StreamOwner):
         """Whether the target's window has a place for a message, and its packet identifier is free there."""
         window = 1 if self._suspicion.alone else target.window
         mid = message.mid
-        if mid in self._flying or mid in target.reserved:
+        if mid in self._flying.messages or mid in target.reserved:
             return False
         if not target.v5 and self._flying.qos_2 and (message.from_before or self._in_last_place()):
             # A broker of MQTT 3.1.1 that has no place for a message cannot say so: mosquitto answers PUBREC and forgets
@@ -306,11 +306,11 @@ class Sender(AckReceiver, StreamOwner):
     def _in_last_place(self) -> bool:
         """Whether a QoS 2 message from before a restart of ours is under way, which may have the last place there."""
         message = self._from_before
-        return message is not None and self._flying.get(message.mid) is message
+        return message is not None and self._flying.messages.get(message.mid) is message
 
-    def _own_stream(self, message: Message) -> DataStream | None:
+    def _own_stream(self, message: Message, route: Route) -> DataStream | None:
         """Return the stream of the message's route, if it has one that can carry it."""
-        return None if self._suspicion.alone else self._data_streams.find(message)
+        return None if self._suspicion.alone else self._data_streams.find(message, route)
 
     @override
     def send_on(self, stream: DataStream, message: Message) -> bool:
@@ -327,7 +327,7 @@ class Sender(AckReceiver, StreamOwner):
             return True
         if not stream.open():
             return False
-        self._write(target, message, message.qos_at(target, route), stream)
+        self._write(target, message, route, stream)
         return True
 
     @override
@@ -345,7 +345,8 @@ class Sender(AckReceiver, StreamOwner):
         if self._backlog.bytes > _MAX_QUEUED_BYTES:
             self.throttle()
 
-    def _write(self, target: MqttSession, message: Message, qos: int, stream: DataStream | None = None) -> None:
+    def _write(self, target: MqttSession, message: Message, route: Route, stream: DataStream | None = None) -> None:
+        qos = message.qos_at(target, route) if message.mid else 0
         # QoS 1 sent again in the same session says so (MQTT-3.3.1-1). QoS 2 does not: EMQX 6.2 and later drop a
         # PUBLISH with DUP whose identifier they do not know, and every receiver knows a QoS 2 repeat by its identifier.
         first = message.first & ~codec.DUP | (codec.DUP if message.again and qos == 1 else 0)
@@ -373,8 +374,8 @@ class Sender(AckReceiver, StreamOwner):
             self._flying.add(message)
             if stream is not None:
                 stream.sent(message)
-        if stream is None:
-            self._data_streams.went_elsewhere(message)
+        if stream is None and route.own_stream:
+            self._data_streams.went_elsewhere(message, route)
         if not qos:
             self._delivered(message)
 
@@ -388,7 +389,8 @@ class Sender(AckReceiver, StreamOwner):
             if not self._try_to_send(backlog.messages[0]):
                 break
             backlog.popleft(size)
-        self._data_streams.pump()
+        if self._data_streams.in_use:
+            self._data_streams.pump()
         if self._owner.paused:
             self.throttle()
 
@@ -485,7 +487,7 @@ class Sender(AckReceiver, StreamOwner):
 
     @override
     def target_mids(self) -> Collection[int]:
-        return self._flying.mids
+        return self._flying.messages.keys()
 
     @override
     def target_overdue(self, now: float) -> bool:
@@ -511,7 +513,7 @@ class Sender(AckReceiver, StreamOwner):
 
     @override
     def target_ack(self, packet_type: int, mid: int, reason: int) -> None:
-        message = self._flying.get(mid)
+        message = self._flying.messages.get(mid)
         if self._suspicion.strikes:
             self._suspicion.clear()
         if message is None:
@@ -564,7 +566,7 @@ class Sender(AckReceiver, StreamOwner):
             self._try_later(message)
         else:
             self.drop(message, DropReason.REJECTED, f"the broker said {reason_text(reason)}")
-        if self._backlog.messages or self._data_streams.waiting:
+        if self._backlog.messages or self._data_streams.in_use:
             self._pump()
 
     def _requeue(self, message: Message) -> None:
@@ -618,4 +620,4 @@ class Sender(AckReceiver, StreamOwner):
 
     def _is_taken(self, message: Message) -> bool:
         """Whether another message has its packet identifier at the target, or it is known there already."""
-        return message.mid in self._flying
+        return message.mid in self._flying.messages

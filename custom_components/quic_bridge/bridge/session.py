@@ -60,6 +60,10 @@ _UNSPECIFIED: Final = 0x80
 _NO_WILDCARDS: Final = 0xA2
 _NOT_HEARD: Final = frozenset({ErrorCode.KEEPALIVE_TIMEOUT, ErrorCode.CLOSED_BY_BROKER})
 """How a session ends when the broker has not heard us in time; some brokers, and all of 3.1.1, say nothing."""
+_NEEDS_CONNACK: Final = frozenset(
+    {codec.PUBLISH, codec.PUBACK, codec.PUBREC, codec.PUBREL, codec.PUBCOMP, codec.SUBACK, codec.UNSUBACK}
+)
+"""What a broker must not send before it."""
 _PINGRESP: Final = 0
 """Stands for a packet identifier, which PINGREQ and PINGRESP do not have."""
 
@@ -388,7 +392,6 @@ class MqttSession(TransportReceiver):
 
     def _take_suback(self, header: int, packet: bytes) -> None:
         """Take a SUBACK or UNSUBACK. paho gives up on reason codes that it does not know."""
-        self._require_connected(packet[0])
         mid, codes = codec.decode_suback(header, packet, v5=self.v5)
         self._answered(mid, codes)
 
@@ -419,8 +422,9 @@ class MqttSession(TransportReceiver):
         try:
             for first, header, packet, size in self._framer.feed(data):
                 packet_type = first & 0xF0
+                if not self.connected and packet_type in _NEEDS_CONNACK:
+                    raise codec.MalformedPacketError(f"packet of type {first >> 4} before CONNACK")  # noqa: TRY301
                 if packet_type == codec.PUBLISH:
-                    self._require_connected(first)
                     if size == len(packet) and (
                         size <= max_payload or codec.payload_size(first, header, packet, v5=self.v5) <= max_payload
                     ):
@@ -428,7 +432,6 @@ class MqttSession(TransportReceiver):
                     else:
                         self._publishes.source_oversized(first, header, packet, size)
                 elif codec.PUBACK <= packet_type <= codec.PUBCOMP:
-                    self._require_connected(first)
                     mid, reason = codec.decode_ack(header, packet)
                     if packet_type == codec.PUBREL:
                         self._publishes.source_release(mid)
@@ -443,10 +446,6 @@ class MqttSession(TransportReceiver):
         except Exception as error:  # the supervisor's hand inside a callback: an await of its own cannot catch this
             _LOGGER.exception("Unexpected error while handling data from %s", self.config.host)
             self.fail(BridgeError(ErrorCode.INTERNAL, f"internal error: {error!r}"))
-
-    def _require_connected(self, first: int) -> None:
-        if not self.connected:
-            raise codec.MalformedPacketError(f"packet of type {first >> 4} before CONNACK")
 
     def _control_packet(self, packet_type: int, header: int, packet: bytes) -> None:
         if packet_type == codec.PINGRESP:

@@ -178,7 +178,8 @@ class QuicDriver:
             return
         self._outgoing.append(data)
         self._outgoing_size += len(data)
-        self._schedule_flush()
+        if self._flush_handle is None:
+            self._schedule_flush()
         if self._outgoing_size + self._unacknowledged > self._flow_window and not self._writing_paused:
             self._writing_paused = True
             if self._owner is not None:
