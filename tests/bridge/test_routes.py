@@ -184,6 +184,8 @@ def test_a_route_that_another_hides() -> None:
     both = route("a/b", Direction.BOTH)
     assert hidden_routes([wide, both]) == {}
     assert hidden_routes([both, narrow, back]) == {narrow.id: both, back.id: both}
+    # One takes what goes there, another what comes back.
+    assert hidden_routes([wide, route("#", Direction.TO_LOCAL), both]) == {both.id: wide}
     # What is not hidden by the first such route may be by the next.
     assert hidden_routes([wide, route("#", Direction.TO_LOCAL), back]) == {back.id: route("#", Direction.TO_LOCAL)}
 

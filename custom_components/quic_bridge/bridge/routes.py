@@ -206,15 +206,18 @@ def subscriptions(routes: Iterable[Route], direction: Direction, refused: Collec
 
 
 def hidden_routes(routes: Iterable[Route]) -> dict[str, Route]:
-    """Return the routes that never get a message, by their id, each with the one before it that takes them all."""
+    """Return the routes that never get a message, by their id, each with the one before it that takes them all.
+
+    Where two take them, each in one direction, it is the first.
+    """
     found: dict[str, Route] = {}
     earlier: list[Route] = []
     trees = {direction: TopicTree[int]() for direction in (Direction.TO_REMOTE, Direction.TO_LOCAL)}
     for route in routes:
         filters = {direction: way.topic_filter for direction in trees if (way := route.way(direction))}
         takers = [set(trees[direction].covering(topic_filter)) for direction, topic_filter in filters.items()]
-        if both := set.intersection(*takers):
-            found[route.id] = earlier[min(both)]
+        if all(takers):
+            found[route.id] = earlier[min(set.intersection(*takers) or set.union(*takers))]
         if not route.exclude:
             for direction, topic_filter in filters.items():
                 trees[direction].add(topic_filter, len(earlier))
