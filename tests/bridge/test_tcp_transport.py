@@ -12,9 +12,11 @@ from custom_components.quic_bridge.bridge.config import TlsConfig, TransportKind
 from custom_components.quic_bridge.bridge.errors import BridgeError, ErrorCode
 from custom_components.quic_bridge.bridge.transport import TcpTransport, addresses, make_transport
 from custom_components.quic_bridge.bridge.transport.base import HIGH_WATER, LOW_WATER
+from custom_components.quic_bridge.bridge.transport.tcp import UNSENT
 
 from ..support.certs import Certificates
 from ..support.processes import free_port, wait_until
+from ..support.slow_relay import SlowRelay
 from .tcp_transport_support import Pair, connect, server_context
 from .transport_support import MAX_READ, Peer, Receiver, open_files, refusal, tcp_config
 
@@ -131,6 +133,24 @@ async def test_a_burst_in_one_turn_pauses_the_session_too(pair: Pair) -> None:
     assert not pair.receiver.writable
     await wait_until(lambda: pair.receiver.writable)
     await pair.far.wait_data(300_000)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="the system has no such bound")
+async def test_what_a_slow_line_has_not_taken_is_seen(peer: Peer) -> None:
+    """It does not vanish in the kernel, which would take megabytes of it."""
+    async with SlowRelay(peer.address) as relay:
+        relay.flowing.clear()
+        transport, receiver = TcpTransport(tcp_config(relay.address)), Receiver()
+        await transport.connect(receiver)
+        written = 0
+        while receiver.writable and written < 10_000_000:
+            transport.write(bytes(10_000))
+            written += 10_000
+            await asyncio.sleep(0)
+        assert written < HIGH_WATER + 3 * UNSENT
+        relay.flowing.set()
+        await (await peer.connection()).wait_data(written)
+        await transport.close()
 
 
 # Refusals

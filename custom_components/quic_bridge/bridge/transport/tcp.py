@@ -25,6 +25,10 @@ CLOSE_TIMEOUT: Final = 1.0
 """Seconds `close` waits for the kernel to take the last bytes."""
 LINGER: Final = 0.2
 """... and then for the broker to close its side, which brokers do at once."""
+UNSENT: Final = 128 * 1024
+"""Bytes that wait in the kernel before it takes no more. It would take megabytes on a slow line, all of which look as
+if they had left: for liveness, for back-pressure, and when messages are to go to the disk instead. What is on its way
+comes on top, so a fast line loses nothing by it."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -284,7 +288,9 @@ class TcpTransport(asyncio.BufferedProtocol):
             transport.abort()
             return
         self._transport = transport
-        transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
+        # Both the lower mark: asyncio tells that its buffer emptied only if it was over the upper one before, and of what
+        # made us pause most may have left at once.
+        transport.set_write_buffer_limits(high=LOW_WATER, low=LOW_WATER)
         if self._tls is None:
             self._connected(None)
         else:
@@ -497,6 +503,8 @@ async def _reach(address: Address, deadline: float) -> socket.socket:
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux, macOS
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
         async with asyncio.timeout_at(deadline):
             await loop.sock_connect(sock, address.sockaddr)
         connected = True
