@@ -288,8 +288,8 @@ class TcpTransport(asyncio.BufferedProtocol):
             transport.abort()
             return
         self._transport = transport
-        # Both the lower mark: asyncio tells that its buffer emptied only if it was over the upper one before, and of what
-        # made us pause most may have left at once.
+        # Both the lower mark: asyncio tells that its buffer emptied only if it was over the upper one before, and what
+        # made us pause may mostly have left at once.
         transport.set_write_buffer_limits(high=LOW_WATER, low=LOW_WATER)
         if self._tls is None:
             self._connected(None)
