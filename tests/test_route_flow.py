@@ -212,6 +212,18 @@ async def test_a_route_that_is_hidden(hass: HomeAssistant, entry: MockConfigEntr
     assert result["type"] is FlowResultType.CREATE_ENTRY
 
 
+async def test_a_route_that_is_hidden_one_way(hass: HomeAssistant, entry: MockConfigEntry) -> None:
+    result = await fill(hass, await begin(hass, entry), route_input("both", "up/lamp", "lamp"))
+    assert shown(result, "confirm_hidden_one_way") == ["- `up/lamp` ↔ `lamp`"]
+    placeholders = result["description_placeholders"] or {}
+    assert (placeholders["route"], placeholders["other"]) == ("`up/lamp ↔ lamp`", "`→ up/#`")
+    # What comes back as up/lamp, that route takes to the remote again.
+    result = await choose(hass, result, "save")
+    assert shown(result, "confirm_loop")
+    result = await choose(hass, result, "save")
+    assert result["type"] is FlowResultType.CREATE_ENTRY
+
+
 async def test_a_route_that_may_loop(hass: HomeAssistant, entry: MockConfigEntry) -> None:
     result = await fill(hass, await begin(hass, entry), route_input("to_remote", "lamps/#", "down/{1}"))
     assert shown(result, "confirm_loop") == ["- `lamps/lamp` → `down/lamp`"]

@@ -16,7 +16,7 @@ from .bridge.routes import (
     RetainMode,
     Route,
     Router,
-    hidden_routes,
+    hidden_ways,
     loop_of,
 )
 from .const import (
@@ -201,6 +201,8 @@ class Doubt(StrEnum):
 
     HIDDEN = "hidden"
     """It never gets a message, as another route takes them all."""
+    HIDDEN_ONE_WAY = "hidden_one_way"
+    """Of its two directions it carries messages in one only, as another route takes those of the other."""
     LOOP = "loop"
     """Another route may carry its messages back to where they came from."""
     HIDES = "hides"
@@ -219,15 +221,18 @@ class RouteWarning:
 def warnings(routes: Sequence[Route], drafts: Sequence[Route]) -> list[RouteWarning]:
     """Return what may be wrong with the `drafts` among all `routes` (which contain them, in their order)."""
     found: list[RouteWarning] = []
-    hidden = hidden_routes(routes)
+    hidden = hidden_ways(routes)
     for draft in drafts:
-        if (other := hidden.get(draft.id)) is not None:
-            found.append(RouteWarning(Doubt.HIDDEN, draft, other))
+        taken = hidden.get(draft.id)
+        if taken is not None and taken.wholly:
+            found.append(RouteWarning(Doubt.HIDDEN, draft, taken.by))
             continue  # it carries nothing, so it neither loops nor hides
+        if taken is not None:
+            found.append(RouteWarning(Doubt.HIDDEN_ONE_WAY, draft, taken.by))
         if (other := loop_of(routes, draft)) is not None:
             found.append(RouteWarning(Doubt.LOOP, draft, other))
         for other in routes:
-            if other.id in hidden and hidden[other.id].id == draft.id:
+            if other.id in hidden and hidden[other.id].wholly and hidden[other.id].by.id == draft.id:
                 found.append(RouteWarning(Doubt.HIDES, draft, other))
                 break
     return found

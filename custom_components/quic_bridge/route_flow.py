@@ -193,6 +193,7 @@ class RouteSubentryFlow(ConfigSubentryFlow):
         return self._confirm()
 
     async_step_confirm_hidden = async_step_confirm
+    async_step_confirm_hidden_one_way = async_step_confirm
     async_step_confirm_loop = async_step_confirm
     async_step_confirm_hides = async_step_confirm
 

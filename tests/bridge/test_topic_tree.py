@@ -5,11 +5,13 @@ from hypothesis import given, strategies as st
 from custom_components.quic_bridge.bridge.overlaps import groups, identifiers, overlapping
 from custom_components.quic_bridge.bridge.routes import (
     Direction,
+    Hidden,
     RetainedAtConnect,
     Route,
     Router,
     Subscription,
     hidden_routes,
+    hidden_ways,
     subscriptions,
 )
 from custom_components.quic_bridge.bridge.topic_tree import TopicTree
@@ -166,16 +168,24 @@ def test_subscriptions_are_the_widest_filters_with_the_most_that_is_wanted(
 
 
 @given(routes)
-def test_a_hidden_route_has_one_before_it_that_takes_all(found: list[Route]) -> None:
+def test_a_hidden_route_has_those_before_it_that_take_all(found: list[Route]) -> None:
     expected = {}
-    both = (Direction.TO_REMOTE, Direction.TO_LOCAL)
     for position, route in enumerate(found):
-        for other in found[:position]:
-            pairs = [(other.way(direction), way) for direction in both if (way := route.way(direction))]
-            if not other.exclude and all(wide and covers(wide.topic_filter, way.topic_filter) for wide, way in pairs):
-                expected[route.id] = other
-                break
-    assert hidden_routes(found) == expected
+        takers = [
+            [
+                other
+                for other in found[:position]
+                if not other.exclude and (wide := other.way(direction)) and covers(wide.topic_filter, way.topic_filter)
+            ]
+            for direction in (Direction.TO_REMOTE, Direction.TO_LOCAL)
+            if (way := route.way(direction))
+        ]
+        in_all = [other for other in found[:position] if all(other in one_way for one_way in takers)]
+        in_any = [other for other in found[:position] if any(other in one_way for one_way in takers)]
+        if in_any:
+            expected[route.id] = Hidden((in_all or in_any)[0], wholly=all(takers))
+    assert hidden_ways(found) == expected
+    assert hidden_routes(found) == {name: hidden.by for name, hidden in expected.items() if hidden.wholly}
 
 
 def test_filters_with_thousands_of_levels() -> None:

@@ -205,24 +205,36 @@ def subscriptions(routes: Iterable[Route], direction: Direction, refused: Collec
     ]
 
 
-def hidden_routes(routes: Iterable[Route]) -> dict[str, Route]:
-    """Return the routes that never get a message, by their id, each with the one before it that takes them all.
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """That a route does not get the messages which it is for."""
 
-    Where two take them, each in one direction, it is the first.
-    """
-    found: dict[str, Route] = {}
+    by: Route
+    """The route before it that takes them all; where two take them, each in one direction, the first."""
+    wholly: bool
+    """Whether it gets none at all. Else it is one for both ways that carries messages one way only."""
+
+
+def hidden_ways(routes: Iterable[Route]) -> dict[str, Hidden]:
+    """Return the routes that never get a message, or none in one of two directions, by their id."""
+    found: dict[str, Hidden] = {}
     earlier: list[Route] = []
     trees = {direction: TopicTree[int]() for direction in (Direction.TO_REMOTE, Direction.TO_LOCAL)}
     for route in routes:
         filters = {direction: way.topic_filter for direction in trees if (way := route.way(direction))}
         takers = [set(trees[direction].covering(topic_filter)) for direction, topic_filter in filters.items()]
-        if all(takers):
-            found[route.id] = earlier[min(set.intersection(*takers) or set.union(*takers))]
+        if any_of_them := set.intersection(*takers) or set.union(*takers):
+            found[route.id] = Hidden(earlier[min(any_of_them)], wholly=all(takers))
         if not route.exclude:
             for direction, topic_filter in filters.items():
                 trees[direction].add(topic_filter, len(earlier))
             earlier.append(route)
     return found
+
+
+def hidden_routes(routes: Iterable[Route]) -> dict[str, Route]:
+    """Return the routes that never get a message, by their id, each with one before it that takes them."""
+    return {route_id: hidden.by for route_id, hidden in hidden_ways(routes).items() if hidden.wholly}
 
 
 def loop_of(routes: Iterable[Route], route: Route) -> Route | None:
