@@ -81,6 +81,16 @@ def test_overlapping_is_what_overlap_says_of_each(many: list[str], topic_filter:
     assert sorted(tree.overlapping(topic_filter)) == expected
 
 
+@given(st.lists(filters, max_size=10), st.lists(filters, max_size=6), filters | names)
+def test_a_tree_without_a_filter_is_one_that_never_had_it(many: list[str], less: list[str], topic: str) -> None:
+    tree = TopicTree((name, number) for number, name in enumerate(many))
+    for name in less:
+        tree.discard(name)
+    never = TopicTree((name, number) for number, name in enumerate(many) if name not in less)
+    assert list(tree.overlapping(topic)) == list(never.overlapping(topic))
+    assert list(tree.covering(topic)) == list(never.covering(topic))
+
+
 def _others(name: str, many: list[str]) -> list[str]:
     return [other for other in many if other != name and overlap(name, other)]
 

@@ -19,18 +19,21 @@ def overlapping(filters: Sequence[str]) -> list[str]:
 
 
 def groups(filters: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the filters in groups: whatever overlaps is in the same one. The work is with the number of overlaps."""
+    """Yield the filters in groups: whatever overlaps is in the same one."""
     tree = TopicTree((topic_filter, topic_filter) for topic_filter in filters)
-    seen = set[str]()
+    grouped = set[str]()
     for first in filters:
-        if first in seen:
+        if first in grouped:
             continue
-        seen.add(first)
+        tree.discard(first)
         group = [first]
         for topic_filter in group:
-            new = [other for other in tree.overlapping(topic_filter) if other not in seen]
-            seen.update(new)
-            group += new
+            found = list(tree.overlapping(topic_filter))
+            group += found
+            # Out of the way: hundreds may overlap the same hundreds, and none is to be found twice.
+            for other in found:
+                tree.discard(other)
+        grouped.update(group)
         yield group
 
 

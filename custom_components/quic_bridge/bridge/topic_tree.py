@@ -35,6 +35,23 @@ class TopicTree[T]:
             node = following
         node.values = (*node.values, value)
 
+    def discard(self, topic_filter: str) -> None:
+        """Forget a filter and its values, if it is here: no look for others passes there any more."""
+        node = self._root
+        path: list[tuple[dict[str, _Node[T]], str]] = []
+        for level in topic_filter.split("/"):
+            children = node.children
+            if children is None or level not in children:
+                return
+            path.append((children, level))
+            node = children[level]
+        node.values = ()
+        for children, level in reversed(path):
+            node = children[level]
+            if node.values or node.children:
+                return
+            del children[level]
+
     def covering(self, topic: str) -> Iterator[T]:
         """Yield the values of all filters that cover a topic, or a filter (see `topics.covers`), in no order.
 
