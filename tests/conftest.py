@@ -1,8 +1,10 @@
 """Fixtures for every test: certificates, the two brokers, and QUIC in front of the remote one."""
 
 from collections.abc import AsyncIterator
+import logging
 from pathlib import Path
 
+from hypothesis import HealthCheck, settings
 import pytest
 
 # Before Home Assistant's harness puts its own package of that name first.
@@ -11,6 +13,11 @@ import custom_components.quic_bridge.bridge  # noqa: F401
 from .support.certs import Certificates
 from .support.mosquitto import Mosquitto, MosquittoOptions
 from .support.quic_front import Front
+
+# How long an example or a callback takes says something of the machine alone.
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+logging.getLogger("asyncio").addFilter(lambda record: not str(record.msg).startswith("Executing "))
 
 
 @pytest.fixture(scope="session")

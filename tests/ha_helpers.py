@@ -143,7 +143,7 @@ def state(hass: HomeAssistant, entry: MockConfigEntry, key: str) -> str:
 
 async def wait_for_state(hass: HomeAssistant, entry: MockConfigEntry, key: str, value: str) -> None:
     """Wait until an entity of ours says so."""
-    await wait_until(lambda: state(hass, entry, key) == value, 10, f"{key} {value}")
+    await wait_until(lambda: state(hass, entry, key) == value, what=f"{key} {value}")
 
 
 async def wait_running(hass: HomeAssistant, entry: MockConfigEntry) -> None:

@@ -111,7 +111,7 @@ async def test_down_and_back(
     async with Client(*local_broker.address) as home:
         for number in range(3):
             await home.publish("up/lamp", b"%d" % number, 1)
-    await wait_until(lambda: notifications, 10, "a notification")
+    await wait_until(lambda: notifications, what="a notification")
     assert "127.0.0.1 Remote connection has been down since" in notifications[0]
     error = hass.states.get(entity_id(hass, entry, "remote_last_error"))
     assert error is not None
@@ -119,7 +119,7 @@ async def test_down_and_back(
 
     await wait_for_state(hass, entry, "outbox_messages", "3")
     await quic_front.start()
-    await wait_until(lambda: len(notifications) == 2, 20, "a second notification")
+    await wait_until(lambda: len(notifications) == 2, what="a second notification")
     assert "127.0.0.1 Remote connection is back after " in notifications[1]
     assert " seconds. 3 messages had waited" in notifications[1]
 
@@ -168,14 +168,14 @@ async def test_the_modem_is_restarted(hass: HomeAssistant, entry: MockConfigEntr
         modem="switch.modem",
         down_for={"seconds": 1},
         off_for={"milliseconds": 100},
-        patience={"seconds": 2},
+        patience={"seconds": 5},
         tries=5,
     )
     await quic_front.stop()
     await press_reconnect(hass, entry)
-    await wait_until(lambda: len(switched) == 4, 20, "two restarts")
+    await wait_until(lambda: len(switched) == 4, what="two restarts")
     await wait_running(hass, entry)
-    await wait_until(lambda: not running("automation.a", hass), 5, "the end of the automation")
+    await wait_until(lambda: not running("automation.a", hass), what="the end of the automation")
     assert switched == ["off", "on", "off", "on"]
 
 

@@ -50,7 +50,7 @@ async def switch(hass: HomeAssistant, entry: MockConfigEntry, to: str) -> None:
 
 async def wait_for_log(broker: Mosquitto, pattern: str) -> None:
     """Wait until something is in a broker's log."""
-    await wait_until(lambda: re.search(pattern, broker.log), 3, pattern)
+    await wait_until(lambda: re.search(pattern, broker.log), what=pattern)
 
 
 async def press(hass: HomeAssistant, entry: MockConfigEntry) -> None:
@@ -68,8 +68,8 @@ async def test_a_pause_loses_nothing(
     await switch(hass, entry, "off")
     assert state(hass, entry, "status") == "stopped"
     assert state(hass, entry, "local_connection") == state(hass, entry, "remote_connection") == STATE_OFF
-    await wait_until(lambda: quic_front.stats.disconnects and quic_front.stats.closes, 3, "DISCONNECT and close")
-    await wait_until(lambda: f"Received DISCONNECT from {CLIENT_ID}-local" in local_broker.log, 3, "local DISCONNECT")
+    await wait_until(lambda: quic_front.stats.disconnects and quic_front.stats.closes, what="DISCONNECT and close")
+    await wait_until(lambda: f"Received DISCONNECT from {CLIENT_ID}-local" in local_broker.log, what="local DISCONNECT")
 
     async with Client(*local_broker.address) as home, Client(*remote_broker.address) as away:
         await home.subscribe("down/#", qos=1)
@@ -85,7 +85,7 @@ async def test_a_pause_loses_nothing(
         await switch(hass, entry, "on")
         await wait_running(hass, entry)
         expected = [b"%d" % number for number in range(5)]
-        await wait_until(lambda: away.payloads == expected and home.payloads == expected, 5, "what had waited")
+        await wait_until(lambda: away.payloads == expected and home.payloads == expected, what="what had waited")
     # Once more is none.
     await switch(hass, entry, "on")
     assert state(hass, entry, "status") == "running"

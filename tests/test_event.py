@@ -125,7 +125,7 @@ async def test_dropped_messages(
 
     async with Client(*local_broker.address) as home:
         await home.publish("up/lamp", b"lost", 0)
-        await wait_until(dropped, 10, "an event")
+        await wait_until(dropped, what="an event")
         assert dropped() == [("remote", "disconnected", 1)]
         for _ in range(2):
             await home.publish("up/lamp", b"lost", 0)
@@ -133,7 +133,7 @@ async def test_dropped_messages(
         assert len(dropped()) == 1
         monkeypatch.setattr("custom_components.quic_bridge.event.DROPPED_INTERVAL", 0.0)
         await home.publish("up/lamp", b"lost", 0)
-        await wait_until(lambda: len(dropped()) == 2, 10, "another event")
+        await wait_until(lambda: len(dropped()) == 2, what="another event")
         assert sum(int(str(event[2])) for event in dropped()) == int(state(hass, entry, "messages_dropped"))
 
         # The counters of a bridge that was paused begin anew.
@@ -142,5 +142,5 @@ async def test_dropped_messages(
             await hass.services.async_call("switch", f"turn_{to}", target, blocking=True)
         await wait_for_state(hass, entry, "local_connection", "on")
         await home.publish("up/lamp", b"lost", 0)
-        await wait_until(lambda: len(dropped()) == 3, 10, "one more event")
+        await wait_until(lambda: len(dropped()) == 3, what="one more event")
         assert dropped()[2] == ("remote", "disconnected", 1)

@@ -242,7 +242,7 @@ async def test_new_credentials_where_udp_is_blocked(
     entry = bridge_entry(local_data(local_broker), remote)
     quic_front.die()
     await set_up(hass, entry)
-    await wait_until(hass.config_entries.flow.async_progress, 10, "a form")
+    await wait_until(hass.config_entries.flow.async_progress, what="a form")
     [flow] = hass.config_entries.flow.async_progress()
     user_input = {"username": "bridge", "password": "wrong", "advanced": {"client_id": remote["client_id"]}}
     result = await hass.config_entries.flow.async_configure(flow["flow_id"], user_input)
@@ -258,7 +258,7 @@ async def test_new_credentials_while_nothing_answers(
 ) -> None:
     remote = remote_data(quic_front.port, certs.ca_pem, username="bridge", password="old")
     await set_up(hass, bridge_entry(local_data(local_broker), remote))
-    await wait_until(hass.config_entries.flow.async_progress, 10, "a form")
+    await wait_until(hass.config_entries.flow.async_progress, what="a form")
     [flow] = hass.config_entries.flow.async_progress()
     quic_front.die()
     user_input = {"username": "bridge", "password": "secret", "advanced": {"client_id": remote["client_id"]}}

@@ -47,7 +47,7 @@ async def session_present(broker: Mosquitto, client_id: str) -> bool:
 
 async def told(caplog: pytest.LogCaptureFixture, *parts: str) -> None:
     """Wait for a line of the log at info or, if it is not for people, debug."""
-    await wait_until(lambda: any(all(part in line for part in parts) for line in caplog.messages), 10, f"{parts}")
+    await wait_until(lambda: any(all(part in line for part in parts) for line in caplog.messages), what=f"{parts}")
 
 
 async def test_another_client_identifier(

@@ -61,7 +61,7 @@ async def test_outbox_that_does_not_work_is_an_issue(
     assert placeholders(hass, entry, "outbox")["name"] == "127.0.0.1"
 
     folder.unlink()  # noqa: ASYNC240
-    await wait_until(lambda: issue(hass, entry, "outbox") is None, 8, "the end of the issue")
+    await wait_until(lambda: issue(hass, entry, "outbox") is None, what="the end of the issue")
 
 
 async def test_refused_topics_are_an_issue(
@@ -211,7 +211,7 @@ async def test_another_client_with_our_identifier(
     certs: Certificates,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("custom_components.quic_bridge.issues.SHOWN_AFTER", 1.0)
+    monkeypatch.setattr("custom_components.quic_bridge.issues.SHOWN_AFTER", 3.0)
     entry = bridge_entry(local_data(local_broker), remote_data(quic_front.port, certs.ca_pem))
     await set_up(hass, entry)
     await wait_running(hass, entry)

@@ -176,7 +176,7 @@ async def test_one_client_identifier_at_one_broker(
 
     issues = async_get_issues(hass)
     names = [f"taken_over_remote_{entry.entry_id}" for entry in entries]
-    await wait_until(lambda: any(issues.async_get_issue(DOMAIN, name) for name in names), 10, "the issue of one")
+    await wait_until(lambda: any(issues.async_get_issue(DOMAIN, name) for name in names), what="the issue of one")
     name = next(name for name in names if issues.async_get_issue(DOMAIN, name))
     manager = repairs_flow_manager(hass)
     assert manager is not None

@@ -97,8 +97,8 @@ async def test_five_hundred_routes_and_ten_thousand_topics(
         await home.subscribe(*(f"{here(index)}/state/+" for index in range(ROUTES) if 6 <= index % 10 < 9), qos=2)
         await away.subscribe(*(f"{there(index)}/state/+" for index in range(ROUTES) if not 6 <= index % 10 < 9), qos=2)
         await asyncio.gather(publish_all(home, list(out)), publish_all(away, list(back)))
-        await home.wait_for(len(back), 30)
-        await away.wait_for(len(out), 30)
+        await home.wait_for(len(back))
+        await away.wait_for(len(out))
         assert {message.topic: message.payload.decode() for message in away.messages} == {
             name: topic for topic, name in out.items()
         }
@@ -134,9 +134,9 @@ async def test_five_hundred_routes_and_ten_thousand_topics(
             hass.config_entries.async_update_subentry(entry, route, data={**route.data, "enabled": False})
         await hass.async_block_till_done()
         assert watch.seen() == {"unsubscribe here": 2, "unsubscribe there": 1}
-        assert len(told) < 20  # not each time for each of them
+        assert len(told) < len(routes) / 2  # not each time for each of them
         await crossing
-        await away.wait_for(len(others), 30)
+        await away.wait_for(len(others))
         assert arrived(away, [out[topic] for topic in others])
     assert len(quic_front.stats.connects) == 1
     assert local_broker.log.count(f"as {CLIENT_ID}-local") == 1

@@ -438,7 +438,7 @@ async def test_changed_options_start_the_bridge_afresh(
         assert away.payloads == [b"x"]
     status = entry.runtime_data.bridge.status
     assert status.outbound.dropped == {"too_large": 1}
-    await wait_until(lambda: state(hass, entry, "messages_dropped") == "1", 10, "the sensor")
+    await wait_until(lambda: state(hass, entry, "messages_dropped") == "1", what="the sensor")
 
     # Nothing has changed: the bridge goes on.
     bridge = entry.runtime_data.bridge

@@ -55,7 +55,7 @@ def issue(hass: HomeAssistant, entry: MockConfigEntry, name: str) -> IssueEntry 
 async def fix(hass: HomeAssistant, entry: MockConfigEntry, name: str, choice: str | None = None) -> dict[str, Any]:
     """Go through the fix flow of an issue as a person does: read, choose or submit."""
     assert await async_setup_component(hass, "repairs", {})
-    await wait_until(lambda: issue(hass, entry, name), 10, f"the issue {name}")
+    await wait_until(lambda: issue(hass, entry, name), what=f"the issue {name}")
     manager = repairs_flow_manager(hass)
     assert manager is not None
     result = await manager.async_init(DOMAIN, context={"issue_id": f"{name}_{entry.entry_id}"})
@@ -234,7 +234,7 @@ async def test_messages_that_came_too_far(
     hass: HomeAssistant, entry: MockConfigEntry, local_broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shown while such messages come, as they may be missed at the end of a chain."""
-    monkeypatch.setattr("custom_components.quic_bridge.issues.SHOWN_AFTER", 1.0)
+    monkeypatch.setattr("custom_components.quic_bridge.issues.SHOWN_AFTER", 3.0)
     await set_up(hass, entry)
     await wait_running(hass, entry)
     async with Client(*local_broker.address) as home:

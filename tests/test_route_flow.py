@@ -512,10 +512,9 @@ async def test_routes_at_work(
         }
         await wait_until(
             lambda: {(message.topic, message.payload, message.qos) for message in away.messages} == expected,
-            3,
-            "routes",
+            what="routes",
         )
-        await wait_until(lambda: ("zigbee2mqtt/lamp/set", b"off") in {(m.topic, m.payload) for m in home.messages}, 3)
+        await wait_until(lambda: ("zigbee2mqtt/lamp/set", b"off") in {(m.topic, m.payload) for m in home.messages})
 
         async with Client(*remote_broker.address) as late:
             await late.subscribe("t/#", qos=1)

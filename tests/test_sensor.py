@@ -130,14 +130,14 @@ async def test_rates_and_data(
     assert [float(state(hass, entry, key)) for key in keys] == [0] * 4
     async with Client(*local_broker.address) as home:
         await home.burst("up/lamp", (bytes(1000) for _ in range(20)), 1)
-        await wait_until(lambda: float(state(hass, entry, "message_rate_sent")) > 0, 5, "a rate")
+        await wait_until(lambda: float(state(hass, entry, "message_rate_sent")) > 0, what="a rate")
         await wait_for_state(hass, entry, "messages_sent", "20")
         assert 0.02 < float(state(hass, entry, "data_sent")) < 0.021
         await wait_for_state(hass, entry, "message_rate_sent", "0.0")
         assert float(state(hass, entry, "data_received")) == 0
 
         await home.burst("up/lamp", (b"on" for _ in range(20)), 1)
-        await wait_until(lambda: float(state(hass, entry, "message_rate_sent")) > 0, 5, "a rate")
+        await wait_until(lambda: float(state(hass, entry, "message_rate_sent")) > 0, what="a rate")
         target = {"entity_id": entity_id(hass, entry, "enabled")}
         await hass.services.async_call("switch", "turn_off", target, blocking=True)
         assert state(hass, entry, "message_rate_sent") == "0.0"

@@ -222,7 +222,7 @@ async def test_reconfiguring_mends_an_unreadable_entry(
         result["flow_id"], remote_input(quic_front.port, certs.ca_pem)
     )
     assert result["reason"] == "reconfigure_successful"
-    await wait_until(lambda: entry.state is ConfigEntryState.LOADED, 10)
+    await wait_until(lambda: entry.state is ConfigEntryState.LOADED)
     await wait_running(hass, entry)
 
 

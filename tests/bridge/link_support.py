@@ -36,11 +36,8 @@ from ..soak.broker_log import BrokerFaults, BrokerLog
 from ..support.certs import Certificate, Certificates
 from ..support.client import Client
 from ..support.mosquitto import Mosquitto, MosquittoOptions
-from ..support.processes import wait_until
+from ..support.processes import PATIENCE, wait_until
 from ..support.quic_front import Front
-
-AT_ONCE = 3.0
-"""Seconds to notice a loss that the peer told of, on a busy machine; a PING would need five times as long."""
 
 QUICK = QuicConfig(handshake_timeout=5.0, ping_interval=0.3, ping_timeout=0.7)
 """A silent peer is noticed within a second."""
@@ -129,7 +126,7 @@ class BridgeScene:
         assert outbox is not None
         return outbox
 
-    async def until(self, condition: Callable[[BridgeStatus], object], what: str, timeout: float = 10.0) -> None:  # noqa: ASYNC109
+    async def until(self, condition: Callable[[BridgeStatus], object], what: str, timeout: float = PATIENCE) -> None:  # noqa: ASYNC109
         """Wait for a status."""
         await wait_until(lambda: condition(self.bridge.status), timeout, what)
 
@@ -145,7 +142,7 @@ class BridgeScene:
 
     # --- what is looked at --------------------------------------------------------------------------------------------
 
-    async def noticed(self, since: datetime, timeout: float = 15.0) -> tuple[float, LinkStatus]:  # noqa: ASYNC109
+    async def noticed(self, since: datetime, timeout: float = PATIENCE) -> tuple[float, LinkStatus]:  # noqa: ASYNC109
         """Wait until the remote's loss is known; returns how long that took and the link's status at that moment."""
 
         def first() -> LinkStatus | None:
@@ -279,7 +276,7 @@ class Numbers:
             arrived = len(client.messages)
             await client.wait_for(arrived + number)
 
-    async def settled(self, timeout: float = 15.0) -> None:  # noqa: ASYNC109
+    async def settled(self, timeout: float = PATIENCE) -> None:  # noqa: ASYNC109
         """End the publishing and check: nothing lost, order kept, QoS 2 exactly once.
 
         mosquitto may itself send what waited in a session behind what came later, or QoS 2 once more after PUBREL (see

@@ -32,16 +32,18 @@ class Pair:
     async def peer_connection(self) -> PeerConnection:
         """Return the far end of the stream; it exists only once we have written something."""
         self.transport.write(b"\0")
-        return await self.peer.connection()
+        far = await self.peer.connection()
+        await far.wait_data(1)
+        return far
 
     async def sent(self, stream_id: int, size: int) -> None:
         """Wait until the front has sent so much of a stream."""
         sender = self.quic.quic._streams[stream_id].sender
-        await wait_until(lambda: sender.highest_offset >= size, 5.0, "bytes of the front on their way")
+        await wait_until(lambda: sender.highest_offset >= size, what="bytes of the front on their way")
 
     async def settled(self) -> None:
         """Wait until the broker has acknowledged everything."""
-        await wait_until(lambda: not self.transport.backlog, 5.0, "acknowledgement of everything")
+        await wait_until(lambda: not self.transport.backlog, what="acknowledgement of everything")
 
 
 async def connect(front: Front, certs: Certificates, peer: Peer, quic: QuicConfig | None = None) -> Pair:

@@ -18,7 +18,7 @@ from custom_components.quic_bridge.bridge.transport.addresses import MAX_ADDRESS
 from custom_components.quic_bridge.bridge.transport.base import Transport
 
 from ..support.certs import Certificates
-from ..support.processes import wait_until
+from ..support.processes import AT_ONCE, PATIENCE, wait_until
 from ..support.quic_front import Front
 from .transport_support import Peer, PeerConnection, Receiver, open_files, quic_config, tcp_config
 
@@ -97,7 +97,8 @@ async def test_an_error_of_ours_ends_the_race_and_leaves_nothing() -> None:
     assert cancelled == places[:1]
 
 
-async def test_failures_are_told_by_the_one_that_says_most() -> None:
+async def test_failures_are_told_by_the_one_that_says_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "ATTEMPT_DELAY", AT_ONCE)
     errors = {
         "192.0.2.1": BridgeError(ErrorCode.NO_ANSWER, "silence"),
         "192.0.2.2": BridgeError(ErrorCode.CERTIFICATE_NAME, "another name", reason_code=298),
@@ -116,7 +117,7 @@ async def test_failures_are_told_by_the_one_that_says_most() -> None:
     assert error.value.reason_code == 298
     assert places == []
     assert failures == list(errors.values())
-    assert asyncio.get_running_loop().time() - started < 0.2, "an address that fails does not keep the next waiting"
+    assert asyncio.get_running_loop().time() - started < AT_ONCE, "an address that fails does not keep the next waiting"
 
 
 # Real sockets
@@ -159,7 +160,7 @@ async def test_quic_does_not_wait_for_an_address_that_is_silent(
         name_leads_to(monkeypatch, SILENT, BROKER, port=front.port)
         transport = QuicTransport(broker(quic_config(front.address, None), certs))
         before = open_files()
-        assert addresses.ATTEMPT_DELAY <= await connect(transport) < 5.0
+        assert addresses.ATTEMPT_DELAY <= await connect(transport) < AT_ONCE
         assert transport.status.address == f"{BROKER}:{front.port}"
         assert len(open_files() - before) == 1, "the socket of the address that lost"
         await transport.close()
@@ -173,7 +174,7 @@ async def test_tcp_does_not_wait_for_an_address_that_is_silent(
         name_leads_to(monkeypatch, SILENT, BROKER, port=port)
         transport = TcpTransport(broker(tcp_config(peer.address), certs))
         before = open_files()
-        assert addresses.ATTEMPT_DELAY <= await connect(transport) < 5.0
+        assert addresses.ATTEMPT_DELAY <= await connect(transport) < AT_ONCE
         assert transport.status.address == f"{BROKER}:{port}"
         far = await peer.connection()
         assert far.transport is not None
@@ -189,6 +190,7 @@ async def test_tcp_does_not_wait_for_an_address_that_is_silent(
 async def test_the_preferred_address_wins_if_it_answers_in_time(
     certs: Certificates, front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(addresses, "ATTEMPT_DELAY", PATIENCE)
     name_leads_to(monkeypatch, BROKER, DEAF, port=front.port)
     transport = QuicTransport(broker(quic_config(front.address, None), certs))
     await connect(transport)
@@ -204,7 +206,7 @@ async def test_a_slow_address_that_loses_is_told(
     slow = Front(peer.address, certs.server.cert_file, certs.server.key_file, port=front.port)
     slow.host = SILENT
     async with slow:
-        slow.outgoing.delay = 1.0
+        slow.outgoing.delay = PATIENCE
         name_leads_to(monkeypatch, SILENT, BROKER, port=front.port)
         transport = QuicTransport(broker(quic_config(front.address, None), certs))
         await connect(transport)

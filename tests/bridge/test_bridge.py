@@ -26,7 +26,7 @@ from ..support.client import Client
 from ..support.front_process import FrontProcess
 from ..support.mosquitto import Mosquitto
 from ..support.packets import PacketType, Property
-from ..support.processes import wait_until
+from ..support.processes import PATIENCE, wait_until
 from ..support.quic_front import Front
 
 ROUTES = (
@@ -63,7 +63,7 @@ class Running:
             raise self.error
         return self.local
 
-    async def until(self, condition: Callable[[BridgeStatus], object], timeout: float = 10.0) -> None:  # noqa: ASYNC109
+    async def until(self, condition: Callable[[BridgeStatus], object], timeout: float = PATIENCE) -> None:  # noqa: ASYNC109
         """Wait for a status."""
         await wait_until(lambda: condition(self.bridge.status), timeout, "bridge status")
 
@@ -137,7 +137,7 @@ async def test_a_burst_arrives_whole_and_in_order(running: Running, home: Client
     await running.running()
     sent = [b"%05d" % number for number in range(2000)]
     await home.burst("up/burst", sent, qos)
-    await away.wait_for(lambda messages: len(messages) >= len(sent), timeout=20)
+    await away.wait_for(lambda messages: len(messages) >= len(sent))
     assert payloads(away, "up/burst") == sent
 
 
@@ -158,19 +158,19 @@ async def test_a_killed_front_loses_nothing(
             sent = [b"%05d" % number for number in range(3000)]
             burst = asyncio.create_task(home.burst("up/burst", sent, qos))
             for reached in (300, 1200):
-                await away.wait_for(reached, timeout=20)
+                await away.wait_for(reached)
                 await front.kill()
                 await running.until(lambda status: status.remote.state is not LinkState.CONNECTED)
                 assert running.bridge.status.local.state is LinkState.CONNECTED
                 await front.start()
             await burst
-            await wait_until(lambda: len(set(payloads(away, "up/burst"))) == len(sent), 20, "all messages")
+            await wait_until(lambda: len(set(payloads(away, "up/burst"))) == len(sent), what="all messages")
             arrived = payloads(away, "up/burst")
             assert list(dict.fromkeys(arrived)) == sent
             if qos == 2:
                 assert arrived == sent
             await running.running()
-            assert running.bridge.status.remote.reconnects == 2
+            assert running.bridge.status.remote.reconnects >= 2
         finally:
             await running.bridge.stop()
 
@@ -212,7 +212,7 @@ async def test_status_of_a_remote_that_was_never_there(
 async def test_the_status_does_not_flap_during_an_outage(running: Running, quic_front: Front) -> None:
     await running.running()
     quic_front.die()
-    await running.until(lambda status: status.remote.attempts >= 4, timeout=20)
+    await running.until(lambda status: status.remote.attempts >= 4)
     await quic_front.start()
     await running.running()
     states = [status.state for status in running.statuses]

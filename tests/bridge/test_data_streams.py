@@ -90,7 +90,7 @@ async def test_nothing_is_lost_and_order_is_kept_when_it_ends(
         await numbers.flowing()
         for _ in range(3):
             await wait_until(
-                lambda: STREAM in scene.front.connection.data_streams, 10, "a stream of the route in this session"
+                lambda: STREAM in scene.front.connection.data_streams, what="a stream of the route in this session"
             )
             if large:
                 await numbers.home.publish("plain/large", bytes(500_000), 1)
@@ -106,7 +106,7 @@ async def test_after_a_lost_stream_the_route_gets_another(scene: Scene) -> None:
         await numbers.away.wait_for(20)
         connection = scene.front.connection
         connection.data_streams[STREAM].end(reset=0)
-        await wait_until(lambda: scene.bridge.status.outbound.waiting == 0, 5, "nothing under way")
+        await wait_until(lambda: scene.bridge.status.outbound.waiting == 0, what="nothing under way")
         await numbers.step(numbers.home, "up")
         await numbers.away.wait_for(40)
         await numbers.step(numbers.home, "up")
@@ -126,7 +126,7 @@ async def test_what_is_sent_again_on_the_sessions_stream_is_not_passed_by_what_f
         connection.stop_reading()
         before = on_session_stream(connection)
         connection.data_streams[STREAM].end(reset=0)
-        await wait_until(lambda: on_session_stream(connection) == before + 5, 5, "the five again")
+        await wait_until(lambda: on_session_stream(connection) == before + 5, what="the five again")
         await numbers.home.burst("up/1", [b"%d" % number for number in range(15, 20)], 1)
         await scene.until(lambda status: status.outbound.waiting == 10, "ten that wait")
         # By the time that this has crossed, what was sent before on a stream has arrived at the front.
@@ -181,7 +181,7 @@ async def test_order_is_kept_when_a_route_changes_its_stream(scene: Scene, own: 
         await numbers.home.burst("up/1", [b"%d" % number for number in range(10, 15)], 1)
         await scene.until(lambda status: status.outbound.waiting == 5, "five that are stuck")
         if own:
-            await wait_until(lambda: on_session_stream(connection) == 25, 5, "the five at the front")
+            await wait_until(lambda: on_session_stream(connection) == 25, what="the five at the front")
         before = on_session_stream(connection)
         change = asyncio.create_task(scene.bridge.apply_routes(changed if not own else routes))
         await numbers.home.burst("up/1", [b"%d" % number for number in range(15, 20)], 1)
@@ -257,7 +257,7 @@ async def test_qos_0_takes_it_once_the_broker_has_acknowledged_something_there(s
         await away.wait_for(1)
         assert on_session_stream(scene.front.connection) == 1
         await home.publish("up/1", b"proof", 1)
-        await wait_until(lambda: scene.bridge.status.outbound.forwarded == 2, 5, "its acknowledgement")
+        await wait_until(lambda: scene.bridge.status.outbound.forwarded == 2, what="its acknowledgement")
         await home.publish("up/0", b"second")
         await away.wait_for(3)
         assert on_session_stream(scene.front.connection) == 1
@@ -272,14 +272,14 @@ async def test_qos_0_does_not_pass_what_went_over_the_sessions_stream_before(sce
         await away.subscribe("up/#", qos=1)
         scene.remote.freeze()
         await home.publish("up/1", b"proof", 1)
-        await wait_until(lambda: STREAM in scene.front.connection.data_streams, 5, "the route's stream")
+        await wait_until(lambda: STREAM in scene.front.connection.data_streams, what="the route's stream")
         scene.front.freeze("incoming")
         await home.publish("up/0", b"first")
-        await wait_until(lambda: scene.bridge.status.outbound.forwarded == 1, 5, "the first, which is lost")
+        await wait_until(lambda: scene.bridge.status.outbound.forwarded == 1, what="the first, which is lost")
         scene.remote.thaw()
-        await wait_until(lambda: scene.bridge.status.outbound.forwarded == 2, 5, "the acknowledgement of the proof")
+        await wait_until(lambda: scene.bridge.status.outbound.forwarded == 2, what="the acknowledgement of the proof")
         await home.publish("up/0", b"second")
-        await wait_until(lambda: scene.bridge.status.outbound.waiting == 1, 5, "the second, which waits")
+        await wait_until(lambda: scene.bridge.status.outbound.waiting == 1, what="the second, which waits")
         scene.front.thaw()
         await away.wait_for(3)
         assert [message.payload for message in away.messages] == [b"proof", b"first", b"second"]
@@ -294,11 +294,11 @@ async def test_qos_0_that_waits_for_it_when_the_connection_ends(scene: Scene, po
     async with home, away:
         await away.subscribe("up/#", qos=1)
         await home.publish("up/1", b"proof", 1)
-        await wait_until(lambda: scene.bridge.status.outbound.forwarded == 1, 5, "its acknowledgement")
+        await wait_until(lambda: scene.bridge.status.outbound.forwarded == 1, what="its acknowledgement")
         scene.front.freeze("incoming")
         for _ in range(3):
             await home.publish("up/0", bytes(300_000))
-        await wait_until(lambda: scene.bridge.status.outbound.waiting == 2, 5, "two that wait")
+        await wait_until(lambda: scene.bridge.status.outbound.waiting == 2, what="two that wait")
         scene.front.die()
         await scene.until(lambda status: status.state is BridgeState.REMOTE_DOWN, "remote down")
         scene.front.thaw()
@@ -318,7 +318,7 @@ async def test_the_backlog_of_an_outage(scene: Scene, tmp_path: Path) -> None:
         await numbers.flowing()
         for _ in range(2):
             scene.front.die()
-            await wait_until(lambda: (scene.box.messages or 0) > 100, 10, "messages on disk")
+            await wait_until(lambda: (scene.box.messages or 0) > 100, what="messages on disk")
             await scene.front.restart()
             await numbers.flowing(100)
         await numbers.settled()
@@ -332,7 +332,7 @@ async def test_the_window_is_kept_to_and_half_of_it_left_to_others(scene: Scene)
     async with home, away:
         await away.subscribe("plain/#", qos=1)
         await home.burst("up/1", [b"stuck"] * 100, 1)
-        await wait_until(lambda: scene.bridge.status.outbound.waiting == 100, 5, "all that is stuck")
+        await wait_until(lambda: scene.bridge.status.outbound.waiting == 100, what="all that is stuck")
         await home.burst("plain/1", [b"%d" % number for number in range(200)], 1)
         await away.wait_for(200)
         assert scene.front.connection.data_streams[STREAM].packets == {PacketType.PUBLISH: 5}

@@ -204,7 +204,7 @@ async def begin(table: Table, peer: Peer, phase: str) -> None:
 
 
 PHASES = ("connecting", "subscribing", "running", "busy")
-QUICK = settings(max_examples=350, deadline=None)
+QUICK = settings(max_examples=350)
 
 
 @pytest.mark.parametrize("phase", PHASES)

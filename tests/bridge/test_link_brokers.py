@@ -18,11 +18,14 @@ from ..support.front_connection import FrontConnection
 from ..support.front_policy import Direction, Rule
 from ..support.mosquitto import Mosquitto, MosquittoOptions
 from ..support.packets import PacketType, Publish
-from ..support.processes import wait_until
+from ..support.processes import AT_ONCE, wait_until
 from ..support.quic_front import Front
-from .link_support import AT_ONCE, Numbers, Scene, make_scene, now
+from .link_support import Numbers, Scene, make_scene, now
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
+
+DEADLINE = 1.5
+"""Seconds for the answer to a PINGREQ, of a broker that may get no time to run for one of them."""
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ async def scene(socket_enabled: None, certs: Certificates, tmp_path: Path) -> As
 
 async def test_a_broker_that_freezes_behind_a_live_connection(scene: Scene) -> None:
     """QUIC still answers, MQTT does not: the PINGREQ's deadline finds out."""
-    scene.tune(QuicConfig(handshake_timeout=5.0), keepalive=1, ping_timeout=0.4)
+    scene.tune(QuicConfig(handshake_timeout=5.0), keepalive=1, ping_timeout=DEADLINE)
     await scene.running()
     async with Numbers(scene) as numbers:
         numbers.start()
@@ -48,14 +51,14 @@ async def test_a_broker_that_freezes_behind_a_live_connection(scene: Scene) -> N
         assert error is not None
         assert error.code is ErrorCode.PING_TIMEOUT
         assert "PINGREQ" in error.text
-        assert elapsed < 1.4 + AT_ONCE
+        assert elapsed < 1 + DEADLINE + AT_ONCE
         assert link.state is LinkState.WAITING
         await numbers.flowing()
         await numbers.settled()
 
 
 async def test_the_local_broker_freezes(scene: Scene) -> None:
-    scene.local_config = replace(scene.local_config, keepalive=1, ping_timeout=0.4)
+    scene.local_config = replace(scene.local_config, keepalive=1, ping_timeout=DEADLINE)
     await scene.running()
     async with Numbers(scene) as numbers:
         numbers.start()
@@ -146,7 +149,7 @@ async def test_a_broker_that_stops_reading(scene: Scene) -> None:
 
 async def test_a_broker_that_stops_reading_for_ever(scene: Scene) -> None:
     """The PINGREQ does not get through either: its deadline ends the session, and the next one goes on."""
-    scene.tune(QuicConfig(handshake_timeout=5.0), keepalive=2, ping_timeout=0.4)
+    scene.tune(QuicConfig(handshake_timeout=5.0), keepalive=2, ping_timeout=DEADLINE)
     await scene.running()
     async with Numbers(scene) as numbers:
         before = now()
@@ -155,7 +158,7 @@ async def test_a_broker_that_stops_reading_for_ever(scene: Scene) -> None:
         elapsed, link = await scene.noticed(before)
         assert link.error is not None
         assert link.error.code is ErrorCode.PING_TIMEOUT
-        assert elapsed < 2.4 + AT_ONCE
+        assert elapsed < 2 + DEADLINE + AT_ONCE
         await numbers.flowing()
         await numbers.settled()
 
@@ -281,7 +284,7 @@ async def test_two_bridges_with_the_same_client_identifier_do_not_fight(
 
         began = asyncio.get_running_loop().time()
         await other.bridge.start()
-        await wait_until(lambda: sessions() >= 2 + rounds, 15, "rounds")
+        await wait_until(lambda: sessions() >= 2 + rounds, what="rounds")
         assert asyncio.get_running_loop().time() - began >= rounds * shortest
         errors = [_side(status, side).error for _, status in [*scene.history, *other.history]]
         seen = {error.code for error in errors if error is not None}

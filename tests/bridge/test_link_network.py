@@ -14,7 +14,7 @@ from custom_components.quic_bridge.bridge.status import LinkState
 
 from ..support.certs import Certificates
 from ..support.host_network import HostNetwork
-from ..support.processes import wait_until
+from ..support.processes import AT_ONCE, wait_until
 from ..support.quic_front import Way
 from ..support.udp import Impairment
 from ..support.udp_relay import UdpRelay
@@ -74,19 +74,20 @@ async def test_a_link_that_was_hardly_usable_comes_back_when_it_is(scene: Scene)
     await scene.local_up()
     async with Numbers(scene) as numbers:
         numbers.start(down=False)
-        await wait_until(lambda: scene.link.attempts >= 2 or numbers.away.messages, 15, "some progress")
+        await wait_until(lambda: scene.link.attempts >= 2 or numbers.away.messages, what="some progress")
         impair(scene, Impairment())
         began = now()
         await scene.running()
-        # One timeout and one wait, and a busy machine.
-        assert (now() - began).total_seconds() < 1.5 + scene.backoff.cap + 2.0
+        # One timeout and one wait.
+        assert (now() - began).total_seconds() < 1.5 + scene.backoff.cap + AT_ONCE
         await numbers.settled()
 
 
 @pytest.mark.parametrize("way", ["outgoing", "both"])
 async def test_the_path_dies_with_messages_on_it(scene: Scene, way: Way) -> None:
     """What is published between the death of the path and its discovery is not lost either."""
-    scene.tune(QUICK)
+    quic = replace(QUICK, ping_timeout=2.5)  # time to publish meanwhile, also on a busy machine
+    scene.tune(quic)
     await scene.running()
     async with Numbers(scene) as numbers:
         scene.front.freeze(way)
@@ -97,7 +98,7 @@ async def test_the_path_dies_with_messages_on_it(scene: Scene, way: Way) -> None
         elapsed, link = await scene.noticed(before)
         assert link.error is not None
         assert link.error.code is ErrorCode.PING_TIMEOUT
-        assert elapsed < QUICK.ping_interval + QUICK.ping_timeout + 1.0
+        assert elapsed < quic.ping_interval + quic.ping_timeout + AT_ONCE
         scene.front.thaw()
         await scene.running()
         await numbers.settled()
@@ -114,7 +115,7 @@ async def test_the_broker_does_not_hear_us_and_repeats_itself(scene: Scene) -> N
         elapsed, link = await scene.noticed(before)
         assert link.error is not None
         assert link.error.code is ErrorCode.PING_TIMEOUT
-        assert elapsed < QUICK.ping_interval + 2 * QUICK.ping_timeout + 1.0
+        assert elapsed < QUICK.ping_interval + 2 * QUICK.ping_timeout + AT_ONCE
         scene.front.thaw()
         await scene.running()
         await numbers.settled()

@@ -23,8 +23,8 @@ from .link_support import Numbers, Scene, busy, draining, idle, make_scene
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 
-STOP_WITHIN = 3.0
-"""Seconds for a stop at the worst moment: 1 s for a farewell that nobody answers, and a busy machine."""
+STOP_WITHIN = 6.0
+"""Seconds for a stop at the worst moment: 1 s for a farewell that nobody answers, and a machine that stands still."""
 
 
 @pytest.fixture
@@ -106,6 +106,15 @@ async def stop(scene: Scene) -> float:
     return elapsed
 
 
+async def in_few_turns(work: Awaitable[object]) -> None:
+    """Do what needs no time: a few turns of the loop, however long the machine takes for them."""
+    ending = asyncio.ensure_future(work)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert ending.done()
+    await ending
+
+
 async def heal(scene: Scene) -> None:
     """Take every fault away."""
     scene.front.thaw()
@@ -126,7 +135,8 @@ async def test_stop_from_every_state(scene: Scene, state: str) -> None:
         if state in LOGGED_IN | {"connack"}:
             await wait_until(lambda: all(connection.closed for connection in connections), what="end of QUIC")
             assert [close.error_code for close in scene.front.connection.stats.closes] == [0]
-        assert await stop(scene) < 0.1
+        # Nobody is left to say goodbye to, which would take a second. The best of three: the machine may stand still.
+        assert min([await stop(scene) for _ in range(3)]) < 0.5
         if state in {"busy", "draining"}:
             assert numbers.missing()
         await heal(scene)
@@ -190,7 +200,7 @@ async def test_a_farewell_that_is_lost_is_said_again(scene: Scene) -> None:
     scene.front.incoming.drop = drop
     assert await stop(scene) < STOP_WITHIN
     assert left < 0
-    await wait_until(lambda: scene.front.stats.disconnects, 2, "DISCONNECT")
+    await wait_until(lambda: scene.front.stats.disconnects, what="DISCONNECT")
     assert scene.front.stats.disconnects == [0]
 
 
@@ -202,7 +212,7 @@ async def test_stops_at_the_same_time_end_together(scene: Scene) -> None:
     done, pending = await asyncio.wait(stops, return_when=asyncio.FIRST_COMPLETED)
     assert scene.bridge.status.state is BridgeState.STOPPED
     assert scene.front.stats.disconnects == []
-    await asyncio.wait_for(asyncio.gather(*pending, *done), 0.5)
+    await in_few_turns(asyncio.gather(*pending, *done))
 
 
 async def test_a_stop_that_is_cut_short_releases_all_the_same(scene: Scene) -> None:
@@ -213,9 +223,7 @@ async def test_a_stop_that_is_cut_short_releases_all_the_same(scene: Scene) -> N
     stopping.cancel()
     await asyncio.wait((stopping,))
     assert stopping.cancelled()
-    began = asyncio.get_running_loop().time()
-    await scene.bridge.stop()
-    assert asyncio.get_running_loop().time() - began < 0.5
+    await in_few_turns(scene.bridge.stop())
     assert scene.bridge.status.state is BridgeState.STOPPED
 
 

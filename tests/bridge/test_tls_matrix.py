@@ -47,7 +47,7 @@ class Server:
         try:
             await transport.connect(receiver)
             transport.write(b"\0")
-            await wait_until(lambda: receiver.data or receiver.lost, 5, "an answer")
+            await wait_until(lambda: receiver.data or receiver.lost, what="an answer")
         except BridgeError as error:
             return error
         finally:
@@ -361,4 +361,4 @@ async def test_a_hundred_refused_certificates_leave_nothing(
             del error
             files = files or len(open_files())
         assert connections() <= objects
-        await wait_until(lambda: len(open_files()) <= (files or 0) + 2, 5, "closed sockets")
+        await wait_until(lambda: len(open_files()) <= (files or 0) + 2, what="closed sockets")

@@ -10,7 +10,7 @@ from custom_components.quic_bridge.bridge.config import BrokerConfig, QuicConfig
 from custom_components.quic_bridge.bridge.errors import BridgeError
 from custom_components.quic_bridge.bridge.transport.base import Transport
 
-from ..support.processes import wait_until
+from ..support.processes import PATIENCE, wait_until
 
 MAX_READ = 16 * 1024
 QUICK = QuicConfig(handshake_timeout=5.0, ping_interval=0.3, ping_timeout=0.3, idle_timeout=5.0)
@@ -88,12 +88,12 @@ class Receiver:
         """See TransportReceiver."""
         self.lost.append(error)
 
-    async def wait_data(self, size: int, seconds: float = 5.0) -> bytes:
+    async def wait_data(self, size: int, seconds: float = PATIENCE) -> bytes:
         """Wait until so many bytes have come in all, and return them."""
         await wait_until(lambda: len(self.data) >= size, seconds, f"{size} bytes (there are {len(self.data)})")
         return bytes(self.data)
 
-    async def wait_lost(self, seconds: float = 5.0) -> BridgeError:
+    async def wait_lost(self, seconds: float = PATIENCE) -> BridgeError:
         """Wait for the end, and return its cause."""
         await wait_until(lambda: self.lost, seconds, "end of the connection")
         assert len(self.lost) == 1
@@ -154,7 +154,7 @@ class PeerConnection(asyncio.Protocol):
         assert self.transport is not None
         self.transport.write(data)
 
-    async def wait_data(self, size: int, seconds: float = 5.0) -> bytes:
+    async def wait_data(self, size: int, seconds: float = PATIENCE) -> bytes:
         """Wait until so many bytes have come in all, and return them."""
         await wait_until(lambda: len(self.data) >= size, seconds, f"{size} bytes at the peer")
         return bytes(self.data)
@@ -194,7 +194,7 @@ class Peer:
 
     async def connection(self, number: int = 1) -> PeerConnection:
         """Wait for the number-th connection."""
-        await wait_until(lambda: len(self.connections) >= number, 5.0, f"connection {number} at the peer")
+        await wait_until(lambda: len(self.connections) >= number, what=f"connection {number} at the peer")
         return self.connections[number - 1]
 
     async def stop(self) -> None:
@@ -204,7 +204,7 @@ class Peer:
         for connection in self.connections:
             if connection.transport is not None:
                 connection.transport.abort()
-        await wait_until(lambda: all(connection.closed for connection in self.connections), 5.0, "closed connections")
+        await wait_until(lambda: all(connection.closed for connection in self.connections), what="closed connections")
         await self._server.wait_closed()
 
 

@@ -26,8 +26,8 @@ from .packets import (
     encode_unsubscribe,
     varint,
 )
+from .processes import PATIENCE
 
-TIMEOUT = 10.0
 _WRITE_AT_ONCE = 512
 _PINGREQ = b"\xc0\x00"
 
@@ -170,7 +170,7 @@ class Client(asyncio.Protocol):
         self.connack = None
         self.disconnect_code = None
         self._lost = None
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(PATIENCE):
             await loop.create_connection(
                 lambda: self, self.host, self.port, ssl=self._tls, server_hostname=self._server_hostname
             )
@@ -211,7 +211,7 @@ class Client(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    async def wait_closed(self, timeout: float = TIMEOUT) -> None:  # noqa: ASYNC109
+    async def wait_closed(self, timeout: float = PATIENCE) -> None:  # noqa: ASYNC109
         """Wait until the connection is gone, whoever ended it."""
         if self._lost is not None:
             async with asyncio.timeout(timeout):
@@ -307,7 +307,7 @@ class Client(asyncio.Protocol):
     async def wait_for(
         self,
         expected: int | Callable[[list[Message]], object],
-        timeout: float = TIMEOUT,  # noqa: ASYNC109
+        timeout: float = PATIENCE,  # noqa: ASYNC109
     ) -> list[Message]:
         """Wait until so many messages came in all, or until the predicate over all of them is true; returns them."""
 
@@ -348,7 +348,7 @@ class Client(asyncio.Protocol):
         return answer
 
     async def _answered(self, answer: asyncio.Future[list[int]]) -> list[int]:
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(PATIENCE):
             return await answer
 
     def _resolve(self, kind: PacketType, packet_id: int, codes: list[int]) -> None:

@@ -1,8 +1,10 @@
 """Start, watch and end processes of our own, by their id, within a bounded time."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
+from itertools import cycle, islice
+import os
 from pathlib import Path
 import random
 import signal
@@ -11,8 +13,24 @@ from typing import Self
 
 START_TIMEOUT = 60.0
 """Seconds; as long as a busy machine may take."""
-STOP_TIMEOUT = 5.0
+PATIENCE = 30.0
+"""Seconds for what comes at once on a quiet machine: only a test that fails waits so long."""
+AT_ONCE = 8.0
+"""Seconds that show that nothing was waited for, as what would be waited for takes longer; the machine may stand still
+for some of them."""
 _POLL = 0.01
+
+
+def _own_ports() -> Iterator[int]:
+    """Give this worker of pytest-xdist ports that no other has, each in turn: a broker that is down needs its again."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % workers
+    size = 12_000 // workers
+    start = random.randrange(size)
+    return cycle(20_000 + number * size + (start + step) % size for step in range(size))
+
+
+_PORTS = _own_ports()
 
 
 def free_port() -> int:
@@ -21,8 +39,7 @@ def free_port() -> int:
     It lies below the kernel's range for outgoing connections, so that none of these takes it while a broker that is
     to come back on the same port is down.
     """
-    for _ in range(1000):
-        port = random.randrange(20000, 32000)
+    for port in islice(_PORTS, 1000):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
             try:
                 tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -34,7 +51,7 @@ def free_port() -> int:
     raise OSError("no free port on loopback")
 
 
-async def wait_until(condition: Callable[[], object], timeout: float = 5.0, what: str = "condition") -> None:  # noqa: ASYNC109
+async def wait_until(condition: Callable[[], object], timeout: float = PATIENCE, what: str = "condition") -> None:  # noqa: ASYNC109
     """Wait for a condition; raises TimeoutError which says what was waited for."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
@@ -118,7 +135,7 @@ class ManagedProcess:
         process.send_signal(signal.SIGCONT)
         process.terminate()
         try:
-            async with asyncio.timeout(STOP_TIMEOUT):
+            async with asyncio.timeout(PATIENCE):
                 await process.wait()
         except TimeoutError:
             process.kill()

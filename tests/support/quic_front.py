@@ -27,7 +27,7 @@ from aioquic.tls import SessionTicket
 from .front_connection import BrokerSide, FrontConnection
 from .front_policy import Policy, Rule, Stats
 from .front_quic import FrontQuic
-from .processes import free_port, wait_until
+from .processes import PATIENCE, free_port, wait_until
 from .udp import Address, Impairment, UdpEndpoint
 
 HOST = "127.0.0.1"
@@ -149,7 +149,7 @@ class Front:
             await wait_until(lambda: not self.broker_sides, _STOP_TIMEOUT)
         for side in self.broker_sides:
             side.abort()
-        await wait_until(lambda: not self.broker_sides, _STOP_TIMEOUT)
+        await wait_until(lambda: not self.broker_sides)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -200,11 +200,11 @@ class Front:
 
     # Observing
 
-    async def wait_until(self, condition: Callable[[], object], timeout: float = 5.0) -> None:  # noqa: ASYNC109
+    async def wait_until(self, condition: Callable[[], object], timeout: float = PATIENCE) -> None:  # noqa: ASYNC109
         """Wait until something was seen; raises TimeoutError."""
         await wait_until(condition, timeout, "condition of the QUIC front")
 
-    async def wait_session(self, number: int = 1, timeout: float = 5.0) -> FrontConnection:  # noqa: ASYNC109
+    async def wait_session(self, number: int = 1, timeout: float = PATIENCE) -> FrontConnection:  # noqa: ASYNC109
         """Wait for the number-th MQTT CONNECT in all and return the newest connection that has one."""
         await wait_until(lambda: len(self.stats.connects) >= number, timeout, f"MQTT CONNECT number {number}")
         return next(connection for connection in reversed(self.connections) if connection.connect is not None)

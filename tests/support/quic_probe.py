@@ -12,7 +12,7 @@ from aioquic.tls import SessionTicket
 
 from .certs import Certificate
 from .packets import Connect, MalformedError, PacketType, Splitter
-from .processes import wait_until
+from .processes import PATIENCE, wait_until
 from .udp import Address, UdpEndpoint
 
 
@@ -84,7 +84,7 @@ class QuicProbe:
             self._timer.cancel()
         self._timer = None if at is None else asyncio.get_running_loop().call_at(at, self._on_timer)
 
-    async def wait_until(self, condition: Callable[[], object], timeout: float = 5.0) -> None:  # noqa: ASYNC109
+    async def wait_until(self, condition: Callable[[], object], timeout: float = PATIENCE) -> None:  # noqa: ASYNC109
         """Wait until something came; raises TimeoutError with what did come."""
         try:
             await wait_until(condition, timeout)

@@ -22,9 +22,7 @@ from .packets import (
     encode_suback,
     packet as make_packet,
 )
-from .processes import wait_until
-
-TIMEOUT = 5.0
+from .processes import PATIENCE, wait_until
 
 
 def encode_unsuback(unsubscribe: bytes, *, v5: bool) -> bytes:
@@ -85,7 +83,7 @@ class ScriptedConnection:
 
     async def receive(self) -> bytes:
         """Return the next packet that was not answered already; raises EOFError at the end."""
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(PATIENCE):
             packet = await self._packets.get()
         if not packet:
             self._packets.put_nowait(b"")
@@ -94,7 +92,7 @@ class ScriptedConnection:
 
     async def subscribed(self) -> None:
         """Wait for the SUBSCRIBE that follows CONNACK."""
-        await wait_until(lambda: self.filters, TIMEOUT, "SUBSCRIBE")
+        await wait_until(lambda: self.filters, what="SUBSCRIBE")
 
     def _answered(self, packet: bytes) -> bool:
         kind = packet[0] >> 4
@@ -173,7 +171,7 @@ class ScriptedBroker:
 
     async def accept(self) -> ScriptedConnection:
         """Return the next connection, its CONNECT read and not answered."""
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(PATIENCE):
             connection = await self._accepted.get()
             await connection.read_connect()
             return connection

@@ -140,12 +140,13 @@ class QuicLogs(QuicLogger):
             self._timer = asyncio.get_running_loop().call_later(WRITE_INTERVAL, self._start_writing)
 
     async def close(self) -> None:
-        """Write what was not written yet."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._start_writing()
-        if self._writing is not None:
-            await asyncio.wait((self._writing,))
+        """Write what was not written yet, also what is logged while a write is under way."""
+        while self._timer is not None or self._writing is not None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._start_writing()
+            if self._writing is not None:
+                await asyncio.wait((self._writing,))
 
     def _start_writing(self) -> None:
         self._timer = None
