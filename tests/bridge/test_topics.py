@@ -1,6 +1,8 @@
 """Topic filters and rewriting."""
 
-from hypothesis import given, strategies as st
+import re
+
+from hypothesis import example, given, strategies as st
 import pytest
 
 from custom_components.quic_bridge.bridge.topics import (
@@ -106,6 +108,36 @@ def test_rewrite(topic_filter: str, target: str, topic: str, expected: str | Non
     rewrite = Rewrite(topic_filter, target)
     assert rewrite.problem() is None
     assert rewrite.apply(topic) == expected
+
+
+def slow_rewrite(topic_filter: str, target: str, topic: str) -> str | None:
+    """With a regular expression, in which wildcards are groups."""
+    groups = {"+": "([^/]*)", "#": "(.*)"}
+    whole = "/".join(groups.get(level, re.escape(level)) for level in topic_filter.split("/"))
+    found = re.fullmatch(whole, topic)
+    parent = re.fullmatch(whole.removesuffix("/(.*)"), topic) if topic_filter.endswith("/#") else None
+    if (found is None and parent is None) or not slow_matches(topic_filter, topic):
+        return None
+    parts = found.groups() if found is not None else (*parent.groups(), "") if parent is not None else ()
+    levels = target.split("/")
+    if found is None and levels[-1] == f"{{{len(parts)}}}" and len(levels) > 1:
+        levels.pop()
+    name = re.sub(r"{([0-9])}", lambda match: parts[int(match[1]) - 1], "/".join(levels))
+    return None if not name or (name.startswith("$") and not target.startswith("$")) else name
+
+
+@given(
+    filters.filter(lambda topic_filter: "+" in topic_filter or "#" in topic_filter),
+    st.lists(st.sampled_from(["a", "", "$x", "{1}", "{2}", "b-{1}", "{1}{2}", "{", "{x}"]), min_size=1, max_size=4),
+    names,
+)
+@example("a/#", ["{1}"], "a")
+@example("#", ["", "{1}"], "/")
+def test_rewrites_as_a_regular_expression_does(topic_filter: str, levels: list[str], topic: str) -> None:
+    target = "/".join(levels)
+    rewrite = Rewrite(topic_filter, target)
+    if target and rewrite.problem() is None:
+        assert rewrite.apply(topic) == slow_rewrite(topic_filter, target, topic)
 
 
 @pytest.mark.parametrize(
