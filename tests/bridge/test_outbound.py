@@ -128,6 +128,26 @@ async def test_what_was_sent_before_the_outage_keeps_its_identifier_over_a_resta
     assert messages[2].packet_id not in {11, 12}
 
 
+async def test_what_the_source_repeats_behind_a_new_message_keeps_its_identifier(scene: Scene) -> None:
+    """Under another one the remote would take it for another message, and keep a place for the first for ever."""
+    scene.delay = 60.0
+    scene.bridge = scene.make()
+    local, remote = await scene.connect()
+    local.publish("t/a", b"11", qos=2, mid=11)
+    assert (await remote.receive_publish()).packet_id == 11
+    scene.delay = 0.0
+    local = await scene.restart()
+    local.publish("t/b", b"20", qos=1, mid=20)
+    await local.expect(PUBACK, 20)
+    local.publish("t/a", b"11", qos=2, mid=11, dup=True)
+    await local.expect(PUBREC, 11)
+    assert scene.stored() == 2
+    remote = await scene.remote_back()
+    assert (await remote.receive_publish()).payload == b"20"
+    message = await remote.receive_publish()
+    assert (message.packet_id, message.payload) == (11, b"11")
+
+
 async def test_a_released_message_is_never_published_again(scene: Scene) -> None:
     local, remote = await scene.connect()
     await scene.outage(remote)

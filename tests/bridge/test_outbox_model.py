@@ -137,16 +137,19 @@ class Model:
                     return taken
             for row in replaced:
                 self._drop(row, OutboxDrop.REPLACED)
-            lane = message.priority if message.sent_mid is None else OutboxPriority.NORMAL
+            given = message.sent_mid is not None and (
+                message.released or message.sent_mid not in [row.mid for row in self.rows if not row.given]
+            )
+            lane = OutboxPriority.NORMAL if given else message.priority
             before = (self.sent_upto[lane], self.last_mid)
             seq = self.next_seq[lane]
-            row = Row(seq, self._mid(message), message.sent_mid is not None, message, now, message.released)
+            row = Row(seq, self._mid(message, given=given), given, message, now, message.released)
             self.next_seq[lane] += 1
             self.rows.append(row)
             self.rows.sort(key=lambda row: row.seq)
             if message.needs_receipt:
                 self.receipts.add(message.source_mid)
-            if message.sent_mid is not None:
+            if given:
                 self.sent_upto[lane] = row.seq
             if not row.released and message.expires_at is not None and message.expires_at <= now:
                 self._drop(row, OutboxDrop.EXPIRED)
@@ -162,8 +165,8 @@ class Model:
                     self._drop(row, OutboxDrop.FULL_BYTES)
         return len(messages)
 
-    def _mid(self, message: OutboxMessage) -> int:
-        if message.sent_mid is not None or message.qos == 0:
+    def _mid(self, message: OutboxMessage, *, given: bool) -> int:
+        if given or message.qos == 0:
             return message.sent_mid or 0
         self.last_mid += 1
         while self.last_mid in [row.mid for row in self.rows if row.given]:
@@ -264,15 +267,16 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule(drafts=st.lists(DRAFTS, min_size=1, max_size=5))
     def append(self, drafts: list[Draft]) -> None:
-        """A batch, with messages that were sent at its front where they may come."""
+        """A batch, with messages that were sent among others."""
         batch: list[OutboxMessage] = []
         given = {row.mid for row in self.model.rows if row.given}
-        may_be_given = all(row.given for row in self.model.rows)
+        only_sent = all(row.given for row in self.model.rows)
+        assert self.outbox.has_only_sent == only_sent
         for mid in range(1, 13):
-            assert self.outbox.may_have_been_sent(mid) == (may_be_given and mid not in given)
+            assert self.outbox.may_have_been_sent(mid) == (mid not in given)
         for draft in drafts:
-            sent_mid = draft.sent_mid if may_be_given and draft.qos and draft.sent_mid not in given else None
-            may_be_given = sent_mid is not None
+            sent_mid = draft.sent_mid if draft.qos and draft.sent_mid not in given else None
+            only_sent = only_sent and sent_mid is not None
             if sent_mid is not None:
                 given.add(sent_mid)
             self.count += 1
@@ -287,7 +291,7 @@ class OutboxMachine(RuleBasedStateMachine):
                     priority=draft.priority,
                     replaces_topic=draft.replaces_topic,
                     needs_receipt=draft.qos == 2 and draft.receipt,
-                    released=draft.qos == 2 and sent_mid is not None and draft.released,
+                    released=draft.qos == 2 and only_sent and draft.released,
                 )
             )
         before = self.model.dropped.copy()

@@ -130,11 +130,15 @@ class Outbox:
     def may_have_been_sent(self, mid: int) -> bool:
         """Tell whether a message that the local broker sends again may be known to the remote under its own `mid`.
 
-        So it may if this process was killed while it took over the messages under way; then it is appended with
-        `sent_mid=mid`. Not so once a message without `sent_mid` is here: those come after all that had been sent.
+        So it may if this process ended with messages under way, and was not yet to take them over, or had not finished;
+        then it is appended with `sent_mid=mid`.
         """
-        figures = self._store.figures
-        return figures.rows == len(figures.given) and mid not in figures.given
+        return mid not in self._store.figures.given
+
+    @property
+    def has_only_sent(self) -> bool:
+        """Whether no message is here without `sent_mid`."""
+        return self._store.figures.rows == len(self._store.figures.given)
 
     async def open(self) -> OutboxOpened:
         """Open the file or make it, and its folder.
@@ -150,9 +154,10 @@ class Outbox:
     async def append(self, messages: Sequence[OutboxMessage]) -> AppendResult:
         """Put messages at the end; they are on disk when this returns.
 
-        Messages with `sent_mid` come first: in the first batches after the remote went away, before any without.
-        Raises OutboxError, and nothing of the batch is kept; ValueError for messages with `sent_mid` that come late,
-        share an identifier, or are more than 30,000.
+        Messages with `sent_mid` should come first: in the first batches after the remote went away, before any without.
+        Later it is looked for in the whole file, and one whose identifier another message has got here gets another.
+        Raises OutboxError, and nothing of the batch is kept; ValueError for messages with `sent_mid` that share an
+        identifier, or are more than 30,000.
         """
         return await self._run(lambda: self._checked().append(messages))
 

@@ -185,6 +185,15 @@ class Ledger:
         self.db.executemany(INSERT, rows)
         rows.clear()
 
+    def is_assigned(self, mid: int) -> bool:
+        """Whether a row has this packet identifier from here. Looks at all of them."""
+        found = self.db.execute(
+            """SELECT seq FROM messages WHERE mid = ? AND given = 0 AND qos > 0
+            AND seq NOT IN (SELECT value FROM json_each(?)) LIMIT 1""",
+            (mid, as_json(self.tally.undeleted)),
+        ).fetchone()
+        return found is not None
+
     def discard(self, entries: Iterable[Entry]) -> None:
         """Take rows out without delivering them.
 

@@ -192,9 +192,9 @@ class OutboxStore:
             for message in messages:
                 if not self._make_place(message, rows, dropped):
                     break
-                # What was sent keeps its order, whatever its priority; `peek` gives it first in any case.
-                # What was sent has one lane, as it keeps its order.
-                lane = tally.lanes[OutboxPriority.NORMAL if message.sent_mid is not None else message.priority]
+                # What was sent has one lane, as it keeps its order; `peek` gives it first in any case.
+                given = message.sent_mid is not None and not self._is_in_use(message, rows)
+                lane = tally.lanes[OutboxPriority.NORMAL if given else message.priority]
                 seq = lane.next_seq
                 lane.next_seq += 1
                 seqs.append(seq)
@@ -205,20 +205,20 @@ class OutboxStore:
                 if unwanted is not None:
                     dropped[unwanted] += 1
                     # As in Ledger.discard: the remote may know a QoS 2 message that was sent.
-                    released = message.qos == 2 and message.sent_mid is not None
+                    released = message.qos == 2 and given
                     if not released:
                         continue
                 if len(taken) != len(tally.given):
                     taken = set(tally.given.values())
-                mid = self._mid(message, taken)
-                if message.sent_mid is not None:
+                mid = self._mid(message, taken, given=given)
+                if given:
                     tally.given[seq] = mid
                     lane.sent_upto = seq
                 if released:
                     rows.append(release_row(seq, mid, 1, now))
                     tally.released += 1
                 else:
-                    rows.append(_message_row(seq, mid, message, now))
+                    rows.append(_message_row(seq, mid, message, now, given=given))
                     tally.messages += 1
                     tally.bytes += len(message.packet)
                     if message.source_mid:
@@ -263,11 +263,17 @@ class OutboxStore:
             return OutboxDrop.EXPIRED
         return OutboxDrop.FULL_BYTES if len(message.packet) > self._limits.bytes else None
 
-    def _mid(self, message: OutboxMessage, taken: set[int]) -> int:
+    def _is_in_use(self, message: OutboxMessage, rows: list[Row]) -> bool:
+        """Whether a message that is here has got the identifier under which another one may have been sent."""
         tally = self._ledger.tally
-        if message.sent_mid is not None:
-            if len(tally.given) != tally.messages + tally.released:
-                raise ValueError("messages that were sent come before those that were not")
+        if message.released or len(tally.given) == tally.messages + tally.released:
+            return False
+        self._ledger.insert(rows)
+        return self._ledger.is_assigned(message.sent_mid or 0)
+
+    def _mid(self, message: OutboxMessage, taken: set[int], *, given: bool) -> int:
+        tally = self._ledger.tally
+        if given and message.sent_mid is not None:
             if message.sent_mid in taken or len(taken) >= _MAX_GIVEN:
                 raise ValueError(f"{message.sent_mid} is taken, or more messages were sent than a window can hold")
             taken.add(message.sent_mid)
@@ -448,13 +454,13 @@ def _starts() -> dict[OutboxPriority, int]:
     return {priority: max(1, places.start) - 1 for priority, places in LANES.items()}
 
 
-def _message_row(seq: int, mid: int, message: OutboxMessage, now: float) -> Row:
+def _message_row(seq: int, mid: int, message: OutboxMessage, now: float, *, given: bool) -> Row:
     return sealed(
         (
             seq,
             mid,
             message.qos,
-            message.sent_mid is not None,
+            given,
             message.replaces_topic,
             False,
             message.source_mid,

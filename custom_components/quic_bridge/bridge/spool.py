@@ -330,15 +330,25 @@ class Spool:
         )
 
     def _outbox_messages(self, messages: Iterable[Message]) -> list[OutboxMessage]:
-        """Make what the file takes. What the remote may know under its identifier comes before all that it cannot."""
+        """Make what the file takes. What the remote may know keeps its identifier there.
+
+        That comes before all that it cannot know, or nearly so: mosquitto sends a new message among those that it
+        repeats (2.0.11), and QoS 0 that is published meanwhile.
+        """
         made: list[OutboxMessage] = []
-        first = True
+        first = self._outbox.has_only_sent
+        given = set[int]()
         for message in messages:
             qos, route = message.source_qos, message.plan.route
             sent = message.stage in {Stage.SENT, Stage.RECEIVED, Stage.RELEASED} or (
-                first and message.expected and self._outbox.may_have_been_sent(message.mid)
+                (first or qos == 2)
+                and message.expected
+                and message.mid not in given
+                and self._outbox.may_have_been_sent(message.mid)
             )
             first = first and sent
+            if sent and qos:
+                given.add(message.mid)
             made.append(
                 OutboxMessage(
                     packet=message.stored() if message.packet else b"",
