@@ -132,6 +132,8 @@ def slow_rewrite(topic_filter: str, target: str, topic: str) -> str | None:
     names,
 )
 @example("a/#", ["{1}"], "a")
+@example("a/#", ["b", "{1}"], "a")
+@example("+/#", ["b-{1}", "{2}"], "a")
 @example("#", ["", "{1}"], "/")
 def test_rewrites_as_a_regular_expression_does(topic_filter: str, levels: list[str], topic: str) -> None:
     target = "/".join(levels)
