@@ -141,6 +141,24 @@ async def test_a_route_that_is_removed_while_the_bridge_does_not_run(
     assert key not in hass_storage
 
 
+async def test_what_is_subscribed_is_written_when_it_changes(
+    hass: HomeAssistant, entry: MockConfigEntry, hass_storage: dict[str, Any]
+) -> None:
+    """... and not at each stop: people's SD cards wear out."""
+    await set_up(hass, entry)
+    await wait_running(hass, entry)
+    assert await hass.config_entries.async_unload(entry.entry_id)
+    key = f"{DOMAIN}.{entry.entry_id}.subscriptions"
+    assert hass_storage[key]["data"]["remote"] == ["down/#"]
+    written = hass_storage[key] = {**hass_storage[key]}
+    assert await hass.config_entries.async_setup(entry.entry_id)
+    await wait_running(hass, entry)
+    assert await hass.config_entries.async_reload(entry.entry_id)
+    await wait_running(hass, entry)
+    assert await hass.config_entries.async_unload(entry.entry_id)
+    assert hass_storage[key] is written
+
+
 async def test_issues_rest_while_paused(hass: HomeAssistant, entry: MockConfigEntry, quic_front: Front) -> None:
     quic_front.add_rule(*refuse_filters({"down/#": 0x87}))
     await set_up(hass, entry)

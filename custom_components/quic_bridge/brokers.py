@@ -25,6 +25,7 @@ from .bridge.config import (
     TransportKind,
 )
 from .bridge.errors import BridgeError, ErrorCode
+from .bridge.routes import Route
 from .bridge.status import Side
 from .const import (
     CONF_ADDRESSES,
@@ -47,7 +48,6 @@ from .const import (
     PAGE_PRESENCE,
 )
 from .options import backoff, local_with_options, loop_guard, outbox_limits, presence, quic_logs, remote_with_options
-from .route_data import routes_in_use
 
 MQTT_DOMAIN: Final = "mqtt"
 
@@ -230,8 +230,8 @@ def status_places(hass: HomeAssistant, entry: ConfigEntry, values: Mapping[str, 
     return places
 
 
-def bridge_config(hass: HomeAssistant, entry: ConfigEntry) -> BridgeConfig:
-    """Return the bridge's configuration: the remote broker and the routes among the entry's subentries."""
+def bridge_config(hass: HomeAssistant, entry: ConfigEntry, routes: tuple[Route, ...] = ()) -> BridgeConfig:
+    """Return the bridge's configuration: what is stored in the entry, and `routes` (see `routes_in_use`)."""
     return BridgeConfig(
         presence=entry_presence(entry),
         guard=loop_guard(entry.options.get(PAGE_MESSAGES, {})),
@@ -240,7 +240,7 @@ def bridge_config(hass: HomeAssistant, entry: ConfigEntry) -> BridgeConfig:
         backoff=backoff(entry.options.get(PAGE_CONNECTION, {})),
         local_backoff=BackoffConfig(),
         failover=remote_failover(entry.data[CONF_REMOTE]),
-        routes=routes_in_use(entry)[0],
+        routes=routes,
         tickets=tickets_path(hass, entry),
         quic_logs=quic_logs(entry.options.get(PAGE_EXPERT, {}), quic_log_folder(hass, entry)),
     )

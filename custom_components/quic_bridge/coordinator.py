@@ -42,6 +42,9 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
     def __init__(self, hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> None:
         """Make the bridge for `entry`; `async_start` starts it."""
         super().__init__(hass, _LOGGER, config_entry=entry, name=entry.title)
+        self._routes, self.unreadable_routes = routes_in_use(entry)
+        """Beside the routes the titles of those that are left out, as nobody here knows what they mean, with why."""
+        self._hidden: dict[str, Route] = {}
         self.bridge = self._make_bridge()
         self.data = self.bridge.status
         self._pausing = asyncio.Lock()
@@ -59,16 +62,13 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         self.history = History()
         self.unique_ids: set[str] = set()
         """Those of the entities that this version has, also of the ones that are disabled."""
-        self._routes: tuple[Route, ...] = ()
-        self._hidden: dict[str, Route] = {}
-        self.unreadable_routes: dict[str, str] = {}
-        """Titles of routes that are left out, as nobody here knows what they mean, with the reason of each."""
         self.route_problems: tuple[RouteProblem, ...] = ()
         self._looked_at: object = None
         """What `route_problems` were found in."""
 
     def _make_bridge(self) -> Bridge:
-        return Bridge(bridge_config(self.hass, self.config_entry), self._local_broker, self._async_status_changed)
+        config = bridge_config(self.hass, self.config_entry, self._routes)
+        return Bridge(config, self._local_broker, self._async_status_changed)
 
     async def async_start(self) -> None:
         """Start the bridge, unless it is paused; it connects in the background, however long that takes."""
@@ -80,7 +80,8 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
             self.config_entry.async_on_unload(
                 async_dispatcher_connect(self.hass, SIGNAL_CONFIG_ENTRY_CHANGED, self._async_entry_changed)
             )
-        await self._async_read_routes()
+        async with self._applying:
+            await self._async_compare_routes()
         await self._subscriptions.async_load()
         self._subscriptions.async_remind(self.bridge)
         if not self.paused:
@@ -151,13 +152,13 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
             if not self._unread:
                 return
             self._unread = False
-            await self._async_read_routes()
+            self._routes, self.unreadable_routes = routes_in_use(self.config_entry)
+            await self._async_compare_routes()
             await self.bridge.apply_routes(self._routes)
             self._async_status_changed(self.bridge.status)
 
-    async def _async_read_routes(self) -> None:
-        """Take the routes in use. To compare them all with each other may take a moment, if there are thousands."""
-        self._routes, self.unreadable_routes = routes_in_use(self.config_entry)
+    async def _async_compare_routes(self) -> None:
+        """Find the routes that others hide, which may take a moment, if there are thousands."""
         self._hidden = await self.hass.async_add_executor_job(hidden_routes, self._routes)
 
     def _local_broker(self) -> BrokerConfig:

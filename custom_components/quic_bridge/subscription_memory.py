@@ -35,6 +35,8 @@ class SubscriptionMemory:
         self._store = Store[_Stored](hass, _VERSION, f"{DOMAIN}.{entry.entry_id}.subscriptions")
         self._name = entry.title
         self._known: _Stored = {}
+        self._written = True
+        """Whether the file has what is known."""
 
     async def async_load(self) -> None:
         """Read what was subscribed when the bridge ran last. What cannot be read is of no great importance."""
@@ -57,11 +59,18 @@ class SubscriptionMemory:
         """Keep what a bridge is subscribed to now."""
         if (now := {side.value: bridge.subscribed(side) for side in Side}) != self._known:
             self._known = now
-            self._store.async_delay_save(lambda: self._known, _DELAY)
+            self._written = False
+            self._store.async_delay_save(self._to_write, _DELAY)
 
     async def async_save(self) -> None:
-        """Write at once what is to be written."""
-        await self._store.async_save(self._known)
+        """Write at once what is to be written, if there is anything."""
+        if not self._written:
+            await self._store.async_save(self._to_write())
+
+    @callback
+    def _to_write(self) -> _Stored:
+        self._written = True
+        return self._known
 
     async def async_remove(self) -> None:
         """Forget everything."""
