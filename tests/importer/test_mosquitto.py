@@ -159,6 +159,12 @@ def test_what_mosquitto_would_not_read(text: str) -> None:
     assert caught.value.detail.startswith("line ")
 
 
+def test_a_password_under_another_name_is_not_shown() -> None:
+    bridge = read_one("connection x\naddress y\nremote_passwd hunter2\nbridge_psk hunter2")
+    assert [note.what for note in bridge.notes if note.why is Reason.UNKNOWN] == ["remote_passwd"]
+    assert "hunter2" not in str(bridge.notes)
+
+
 def test_comments_behind_values() -> None:
     """Of what is one word, the rest is not looked at."""
     bridge = read_one(

@@ -183,6 +183,11 @@ def problem_of(route: Route, *literal: str) -> Reason | None:
     return Reason.ROUTE_SYSTEM if problem == "filter_sys" else Reason.ROUTE_INVALID
 
 
+def is_secret(key: str) -> bool:
+    """Whether the value of an option may be one that nobody should see, also if its name is misspelt."""
+    return any(part in key for part in ("pass", "pwd", "psk", "secret", "token"))
+
+
 def distinct(notes: Iterable[Note]) -> tuple[Note, ...]:
     """Return the notes, each once."""
     return tuple(dict.fromkeys(notes))

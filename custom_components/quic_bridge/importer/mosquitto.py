@@ -21,7 +21,18 @@ from ..const import (
 )
 from ..options import valid_status_topic
 from .addresses import arrange
-from .model import Address, Carrier, FileError, FileProblem, ImportedBridge, Note, Reason, distinct, problem_of
+from .model import (
+    Address,
+    Carrier,
+    FileError,
+    FileProblem,
+    ImportedBridge,
+    Note,
+    Reason,
+    distinct,
+    is_secret,
+    problem_of,
+)
 from .settings import Settings
 
 _MOSQUITTO: Final = re.compile(
@@ -85,7 +96,6 @@ _REASONS: Final = {
 """Options that are not carried over, whatever their value is."""
 _WITH_TLS: Final = frozenset({"bridge_cafile", "bridge_capath"})
 _HOUR: Final = 3600
-_SECRET: Final = frozenset({"bridge_psk"})
 
 
 def recognises(text: str) -> bool:
@@ -162,7 +172,7 @@ class _Block:
         if key in _WITH_TLS:
             self._carrier = Carrier.TLS
         if (usual := _USUAL.get(key)) is None:
-            self._notes.append(Note(key if key in _SECRET else what, _REASONS.get(key, Reason.UNKNOWN)))
+            self._notes.append(Note(key if is_secret(key) else what, _REASONS.get(key, Reason.UNKNOWN)))
         elif _BOOLEANS.get(_first_word(value), _first_word(value)) != usual[0]:
             self._notes.append(Note(what, usual[1]))
 

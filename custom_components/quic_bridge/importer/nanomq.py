@@ -40,6 +40,7 @@ from .model import (
     Note,
     Reason,
     distinct,
+    is_secret,
     problem_of,
     wildcards,
 )
@@ -217,7 +218,7 @@ class _Reader:
     def _rest(self, key: str, node: Node) -> None:
         """Take an option that is one here, too, or note it."""
         text = _text(node)
-        what = f"{key} = {text}" if text else key
+        what = f"{key} = {text}" if text and not is_secret(key) else key
         if key == "conn_properties":
             self._properties(_mapping(node))
         elif key == "tcp":
