@@ -91,7 +91,7 @@ async def test_a_broker_that_stops_acknowledging_and_goes_on(scene: Scene) -> No
 
         scene.front.add_rule(Rule(direction=Direction.TO_CLIENT, types=ACKNOWLEDGEMENTS, apply=hold))
         published = scene.front.stats.from_client[PacketType.PUBLISH]
-        # QoS 2 leaves one place to QoS 1 (InFlight.has_room); the source's window may be all of QoS 2.
+        # QoS 2 leaves one place to QoS 1 (InFlight.has_place); the source's window may be all of QoS 2.
         await wait_until(lambda: len(held) >= scene.remote_config.window - 1, what="a full window")
         sent = scene.front.stats.from_client[PacketType.PUBLISH]
         assert sent - published <= 2 * scene.remote_config.window

@@ -1,6 +1,5 @@
 """A message under way, and its bytes as the target takes them."""
 
-from collections.abc import Iterator
 from enum import IntEnum, auto
 import itertools
 import math
@@ -167,49 +166,6 @@ class Message:
             return self.packet if first == self.packet[0] else bytes((first,)) + self.packet[1:]
         topic, mid, _, payload = codec.split_publish(self.first, self.header, self.packet, v5=False)
         return codec.encode_publish(first, topic, mid, b"", payload)
-
-
-class InFlight:
-    """Messages for which the target has something to say, by packet identifier, in the order they were sent."""
-
-    def __init__(self) -> None:
-        """Begin with none."""
-        self.messages: dict[int, Message] = {}
-        """To look at; what changes it is here."""
-        self.qos_2 = 0
-        """How many of them are of QoS 2."""
-
-    def __len__(self) -> int:
-        return len(self.messages)
-
-    def __iter__(self) -> Iterator[Message]:
-        return iter(self.messages.values())
-
-    def add(self, message: Message) -> None:
-        """Note that a message was sent; its `qos` is final by now."""
-        if message.mid in self.messages:
-            self.remove(message.mid)
-        self.messages[message.mid] = message
-        self.qos_2 += message.qos == 2
-
-    def remove(self, mid: int) -> None:
-        """Forget a message, if it is here."""
-        message = self.messages.pop(mid, None)
-        if message is not None:
-            self.qos_2 -= message.qos == 2
-            if message.stream is not None:
-                message.stream.settled(message)
-
-    def has_room(self, window: int, qos: int) -> bool:
-        """Whether one more may be sent.
-
-        QoS 2 never takes the last place: brokers settle QoS 1 at once, but hold a QoS 2 message until its PUBREL. With
-        all places held after a restart of ours, the source would repeat an older QoS 1 message first, and mosquitto
-        closes a connection over its quota: for ever.
-        """
-        if len(self.messages) >= window:
-            return False
-        return qos != 2 or self.qos_2 < max(1, window - 1)
 
 
 def encode(target: MqttSession, message: Message, router: Router, marker: PathMarker, first: int, qos: int) -> bytes:

@@ -4,7 +4,6 @@
 order. A message that lost its source session stays in one of them until it is delivered, an orphan.
 """
 
-import asyncio
 from collections.abc import Callable, Collection, Sequence
 import logging
 from typing import Final, Protocol, override
@@ -12,11 +11,13 @@ from typing import Final, Protocol, override
 from . import codec
 from .backlog import Backlog
 from .data_streams import DataStream, DataStreams, StreamOwner
-from .errors import BridgeError, ErrorCode
+from .errors import BridgeError
 from .guard import LoopError, LoopGuard, PathMarker
-from .message import InFlight, Message, Stage, encode, next_number
+from .in_flight import InFlight
+from .message import Message, Stage, encode, next_number
 from .overdue import GIVEN_UP, OverdueWatch
-from .poison import Suspicion
+from .poison import Suspicion, vain_releases
+from .quota import Quota
 from .reasons import reason_text
 from .routes import Direction, Qos0Policy, Route, Router
 from .session import AckReceiver, MqttSession
@@ -26,12 +27,6 @@ _LOGGER = logging.getLogger(__name__)
 
 _MAX_QUEUED_BYTES: Final = 64 * 1024 * 1024
 _MAX_QUEUED_QOS_0: Final = 1000
-_OVER_QUOTA: Final = (0x93, 0x97)
-"""Receive Maximum exceeded, quota exceeded: that passes."""
-_QUOTA_PAUSE: Final = 1.0
-_QUOTA_TRIES: Final = 60
-_SILENT: Final = frozenset({ErrorCode.PING_TIMEOUT, ErrorCode.PROTOCOL_ERROR})
-_SILENCES: Final = 3
 _PACKET_IDENTIFIER_IN_USE: Final = 0x91
 
 
@@ -84,11 +79,8 @@ class Sender(AckReceiver, StreamOwner):
         self._data_streams = DataStreams(self)
         self._held_from: int | None = None
         """Messages from this number on wait until all before them are through: routes got other streams."""
-        self._from_before: Message | None = None
-        """The last one sent of the QoS 2 messages that the target may have from before a restart of ours."""
         self._overdue = OverdueWatch()
-        self._over_quota = False
-        self._pause: asyncio.TimerHandle | None = None
+        self._quota = Quota(self._pump)
         self._suspicion = Suspicion()
         self._forwarded = 0
         self._bytes = 0
@@ -99,9 +91,7 @@ class Sender(AckReceiver, StreamOwner):
 
     async def stop(self) -> None:
         """Cancel what is scheduled; for when both sessions are over."""
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
+        self._quota.cancel()
 
     def reroute(self, router: Router) -> None:
         """Follow other routes from the next message on."""
@@ -259,7 +249,7 @@ class Sender(AckReceiver, StreamOwner):
     def _try_to_send(self, message: Message) -> bool:
         """Write a message to the target, or leave it to its route's own stream; False: not now."""
         target = self._target
-        if target is None or self._pause is not None or self._must_wait(message):
+        if target is None or self._quota.pausing or self._must_wait(message):
             return False
         if self._held_from is not None and message.number >= self._held_from and self._is_held(self._held_from):
             return False
@@ -291,22 +281,7 @@ class Sender(AckReceiver, StreamOwner):
         return False
 
     def _has_place(self, target: MqttSession, message: Message) -> bool:
-        """Whether the target's window has a place for a message, and its packet identifier is free there."""
-        window = 1 if self._suspicion.alone else target.window
-        mid = message.mid
-        if mid in self._flying.messages or mid in target.reserved:
-            return False
-        if not target.v5 and self._flying.qos_2 and (message.from_before or self._in_last_place()):
-            # A broker of MQTT 3.1.1 that has no place for a message cannot say so: mosquitto answers PUBREC and forgets
-            # it, or PUBACK and hangs up. It may hold a window of messages, less one, of which we know nothing since our
-            # restart.
-            return False
-        return self._flying.has_room(window, message.source_qos)
-
-    def _in_last_place(self) -> bool:
-        """Whether a QoS 2 message from before a restart of ours is under way, which may have the last place there."""
-        message = self._from_before
-        return message is not None and self._flying.messages.get(message.mid) is message
+        return self._flying.has_place(target, message, 1 if self._suspicion.alone else target.window)
 
     def _own_stream(self, message: Message, route: Route) -> DataStream | None:
         """Return the stream of the message's route, if it has one that can carry it."""
@@ -315,7 +290,7 @@ class Sender(AckReceiver, StreamOwner):
     @override
     def send_on(self, stream: DataStream, message: Message) -> bool:
         target, route = self._target, message.plan.route
-        if target is None or route is None or self._pause is not None or not stream.writable:
+        if target is None or route is None or self._quota.pausing or not stream.writable:
             return False
         if not stream.may_follow(message):
             return False
@@ -368,8 +343,6 @@ class Sender(AckReceiver, StreamOwner):
         (target if stream is None else stream).write(out)
         message.qos = qos
         if qos:
-            if message.from_before:
-                self._from_before = message
             message.stage = Stage.SENT
             self._flying.add(message)
             if stream is not None:
@@ -409,10 +382,10 @@ class Sender(AckReceiver, StreamOwner):
         self._owner.target_attached()
         self._data_streams.attached(session)
         self._resume(session, list(self._flying))
-        if self._over_quota:
+        if self._quota.exceeded:
             # The target's places may all be held by QoS 2 messages from before a restart of ours, which wait here
             # behind older ones that it has no place for. Order is per topic and QoS (MQTT 5, 4.6).
-            self._over_quota = False
+            self._quota.exceeded = False
             self._backlog.put_first(lambda message: message.expected and message.source_qos == 2)
         self._pump()
         self.throttle()
@@ -438,7 +411,9 @@ class Sender(AckReceiver, StreamOwner):
     @override
     def target_lost(self, error: BridgeError | None) -> None:
         if self._target is not None and error is not None:
-            self._give_up_releases(self._target, error)
+            for message in vain_releases(self._flying, self._target, error):
+                self._flying.remove(message.mid)
+                self._delivered(message)
         self._target = None
         waiting: list[Message] = []
         for message in self._data_streams.lost():
@@ -450,31 +425,16 @@ class Sender(AckReceiver, StreamOwner):
         self._backlog.put_in_front((), waiting)
         if error is not None:
             self._suspect(error)
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
+        self._quota.cancel()
         self.throttle()
 
     def _suspect(self, error: BridgeError) -> None:
         """Give up the message for which the target ends the connection each time, if there is one."""
-        poison = self._suspicion.lost(error, [message for message in self._flying if message.stage is Stage.SENT])
+        poison = self._suspicion.lost(error, self._flying)
         if poison is not None:
             self._flying.remove(poison.mid)
             detail = f"the broker ended the connection {poison.strikes} times when it was sent"
             self.drop(poison, DropReason.REJECTED, f"{poison.topic}: {detail}: {error.text}")
-
-    def _give_up_releases(self, target: MqttSession, error: BridgeError) -> None:
-        """Give up PUBRELs from before a restart of ours after which a broker of MQTT 3.1.1 says nothing any more.
-
-        RabbitMQ does so each time. It takes QoS 2 as QoS 1, so it has the message, and no part in its release.
-        """
-        if target.v5 or error.code not in _SILENT:
-            return
-        for message in [item for item in self._flying if item.stage is Stage.RELEASED and not item.packet]:
-            message.strikes += 1
-            if message.strikes >= _SILENCES:
-                self._flying.remove(message.mid)
-                self._delivered(message)
 
     @override
     def target_writable(self) -> None:
@@ -561,9 +521,9 @@ class Sender(AckReceiver, StreamOwner):
         self._flying.remove(message.mid)
         if reason < 0x80:
             self._delivered(message)
-        elif reason in _OVER_QUOTA and message.tries < _QUOTA_TRIES:
-            self._over_quota = True
-            self._try_later(message)
+        elif self._quota.passes(message, reason):
+            message.stage = Stage.QUEUED
+            self._requeue(message)
         else:
             self.drop(message, DropReason.REJECTED, f"the broker said {reason_text(reason)}")
         if self._backlog.messages or self._data_streams.in_use:
@@ -571,18 +531,6 @@ class Sender(AckReceiver, StreamOwner):
 
     def _requeue(self, message: Message) -> None:
         self._backlog.put_back(message)
-        self._pump()
-
-    def _try_later(self, message: Message) -> None:
-        """Give a target that is over its quota time: that passes, so the message is not dropped."""
-        message.tries += 1
-        message.stage = Stage.QUEUED
-        if self._pause is None:
-            self._pause = asyncio.get_running_loop().call_later(_QUOTA_PAUSE, self._pause_over)
-        self._requeue(message)
-
-    def _pause_over(self) -> None:
-        self._pause = None
         self._pump()
 
     # --- back to the source -------------------------------------------------------------------------------------------
