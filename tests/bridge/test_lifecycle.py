@@ -34,10 +34,10 @@ from ..support.faults import delay_connack, refuse_connect, swallow
 from ..support.front_policy import Direction as Way
 from ..support.mosquitto import Mosquitto
 from ..support.packets import PacketType
-from ..support.processes import PATIENCE, wait_until
+from ..support.processes import wait_until
 from ..support.quic_front import Front
 
-_STOP_LIMIT = PATIENCE
+_STOP_LIMIT = 30.0
 """Seconds for one of many on a busy machine; how long a stop takes at most, see test_link_stop.py."""
 _BRIDGES = 10
 """Bridges that live at the same time."""

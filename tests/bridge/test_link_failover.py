@@ -16,7 +16,7 @@ from custom_components.quic_bridge.bridge.status import BridgeStatus, EndpointSt
 from ..support.certs import Certificates
 from ..support.faults import delay_connack, refuse_connect
 from ..support.front_connection import FrontConnection
-from ..support.processes import AT_ONCE, PATIENCE, free_port, wait_until
+from ..support.processes import AT_ONCE, free_port, wait_until
 from ..support.quic_front import Front
 from .link_support import Numbers, Scene, make_scene
 
@@ -219,7 +219,7 @@ async def test_quic_that_flaps(scene: Scene, fault: str) -> None:
             hold_downs = [hold_down for hold_down, _ in stays(scene)]
             return any(hold_downs[start : start + 4] == [0.2, 0.4, 0.8, 0.8] for start in range(len(hold_downs)))
 
-        await wait_until(doubled, 2 * PATIENCE, "hold-downs that double")
+        await wait_until(doubled, what="hold-downs that double")
         assert all(stayed >= hold_down for hold_down, stayed in stays(scene))
         scene.front.policy.on_connect = None
         scene.front.clear_rules()

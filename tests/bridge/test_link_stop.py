@@ -251,7 +251,7 @@ async def test_reconnect_from_every_state(scene: Scene, state: str) -> None:
         scene.bridge.reconnect(Side.REMOTE)
         # From waiting and refused too: the next attempt begins at once, and succeeds.
         await scene.until(
-            lambda status: status.remote.state is LinkState.CONNECTED and status.remote.reconnects == sessions, "up", 5
+            lambda status: status.remote.state is LinkState.CONNECTED and status.remote.reconnects == sessions, "up"
         )
         await scene.running()
         fresh = [error.code for error in scene.errors()[len(errors) :]]

@@ -21,7 +21,7 @@ import shutil
 from typing import Any, Final, override
 
 from ..support.certs import Certificate
-from ..support.processes import START_TIMEOUT, Service, free_port, wait_until
+from ..support.processes import Service, free_port, wait_until
 from ..support.udp import Address
 
 REPOSITORY: Final = Path(__file__).parents[2]
@@ -137,7 +137,7 @@ class ForeignFront(Service):
         ]
         await self.spawn(command)
         try:
-            await wait_until(lambda: not self.running or len(self.events("listening")) > before, START_TIMEOUT)
+            await wait_until(lambda: not self.running or len(self.events("listening")) > before)
         except TimeoutError, asyncio.CancelledError:
             await self.stop()
             raise

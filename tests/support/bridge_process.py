@@ -9,7 +9,7 @@ import sys
 from typing import Any, override
 
 from .front_process import REPOSITORY
-from .processes import START_TIMEOUT, Service, wait_until
+from .processes import Service, wait_until
 from .udp import Address
 
 type RouteSetting = tuple[str, str] | tuple[str, str, Mapping[str, object]]
@@ -121,7 +121,7 @@ class BridgeProcess(Service):
         if given != self._routes_given:
             self._give_routes()
         try:
-            await wait_until(lambda: not self.running or self.read(), START_TIMEOUT, "start of the bridge")
+            await wait_until(lambda: not self.running or self.read(), what="start of the bridge")
         except BaseException:
             await self.stop()
             raise

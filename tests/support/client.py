@@ -273,7 +273,7 @@ class Client(asyncio.Protocol):
         payloads: Iterable[bytes],
         qos: int = 1,
         *,
-        timeout: float = 60.0,  # noqa: ASYNC109
+        timeout: float = 2 * PATIENCE,  # noqa: ASYNC109
     ) -> dict[int, int]:
         """Publish many messages as fast as the broker takes them, in order, and wait until it has taken them all.
 

@@ -6,7 +6,7 @@ import sys
 from typing import override
 
 from .certs import Certificate
-from .processes import START_TIMEOUT, Service, free_port, wait_until
+from .processes import Service, free_port, wait_until
 from .udp import Address
 
 REPOSITORY = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ class FrontProcess(Service):
         ]
         await self.spawn(command, cwd=REPOSITORY)
         try:
-            await wait_until(lambda: not self.running or "listening" in self.log[before:], START_TIMEOUT)
+            await wait_until(lambda: not self.running or "listening" in self.log[before:])
         except TimeoutError, asyncio.CancelledError:
             await self.stop()
             raise

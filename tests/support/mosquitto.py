@@ -12,7 +12,7 @@ import shutil
 from typing import override
 
 from .certs import Certificate
-from .processes import START_TIMEOUT, Service, free_port, tcp_answers
+from .processes import PATIENCE, Service, free_port, tcp_answers
 
 HOST = "127.0.0.1"
 _SYSTEM_PATHS = ("/usr/sbin", "/usr/local/sbin")
@@ -152,7 +152,7 @@ class Mosquitto(Service):
     async def _ready(self) -> bool:
         ports = [self.port, *([self.tls_port] if self.options.tls else [])]
         try:
-            async with asyncio.timeout(START_TIMEOUT):
+            async with asyncio.timeout(PATIENCE):
                 while self.running and ports:
                     if await tcp_answers(self.host, ports[0]):
                         del ports[0]
