@@ -13,6 +13,7 @@ from .config import BackoffConfig, BrokerConfig, FailoverConfig, TransportKind
 from .echoes import Echoes
 from .endpoints import Endpoints
 from .errors import REFUSED_ERRORS, BridgeError, ErrorCode
+from .network_watch import NetworkWatch
 from .overlaps import identifiers
 from .paho_client import MQTT_5
 from .presence import Presence
@@ -31,6 +32,8 @@ _EMPTY_TIMEOUT: Final = 4.0
 """Seconds to empty a session that is left for good. What the remote cannot take is on disk in half of that."""
 _EMPTY_LOOK: Final = 0.05
 """Seconds between two looks whether it is."""
+_WITHOUT_NETWORK: Final = frozenset({ErrorCode.UNREACHABLE, ErrorCode.NAME_NOT_FOUND})
+"""How a machine without a network fails."""
 _MOST_NAMED: Final = 10
 """Refused filters named in one line of the log."""
 
@@ -79,6 +82,7 @@ class Link:
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self._wake = asyncio.Event()
+        self._network = NetworkWatch(self._on_network)
         self._state = LinkState.STOPPED
         self._trouble: LinkState | None = None
         self._since = _now()
@@ -159,6 +163,7 @@ class Link:
                 raise
             self._task = None
             self._stopping = False
+            self._network.close()
         self._next_attempt = None
         self._trouble = None
         self._set_state(LinkState.STOPPED)
@@ -219,6 +224,8 @@ class Link:
                 self._certificates.run(config, self._tell), name=f"quic_bridge {self.side} certificates"
             )
             self._began = asyncio.get_running_loop().time()
+            self._network.close()
+            self._wake.clear()  # if the network changed meanwhile
             self._connected_at = _now()
             self._sessions += 1
             self._session_present = session.session_present
@@ -439,6 +446,10 @@ class Link:
             error.text,
             delay,
         )
+        if error.code in _WITHOUT_NETWORK:
+            self._network.open()
+        else:
+            self._network.close()
         self._error = problem
         self._next_attempt = now + timedelta(seconds=delay)
         state = LinkState.REFUSED if refused else LinkState.WAITING
@@ -450,6 +461,13 @@ class Link:
                     await self._wake.wait()
             except TimeoutError:
                 pass
+
+    def _on_network(self) -> None:
+        """Try at once, or after the present attempt: when the power is back, the router comes later than we do."""
+        _LOGGER.debug("The network has changed: trying the %s broker now", self.side)
+        self._backoff.reset()
+        self._endpoints.restart()
+        self._wake.set()
 
     def _set_state(self, state: LinkState) -> None:
         if state is not self._state or state is LinkState.WAITING:
