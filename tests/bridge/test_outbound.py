@@ -1,6 +1,7 @@
 """The Outbox beside the forwarder, packet by packet, with restarts in between."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 import time
 
@@ -146,6 +147,21 @@ async def test_what_the_source_repeats_behind_a_new_message_keeps_its_identifier
     assert (await remote.receive_publish()).payload == b"20"
     message = await remote.receive_publish()
     assert (message.packet_id, message.payload) == (11, b"11")
+
+
+async def test_what_the_source_repeats_does_not_pass_what_is_on_disk(scene: Scene) -> None:
+    """It never went to the remote: others had to wait on disk already."""
+    scene.routes = tuple(replace(route, priority=Priority.HIGH) for route in scene.routes)
+    scene.bridge = scene.make()
+    local, remote = await scene.connect()
+    await scene.outage(remote)
+    local.publish("t/a", b"11", qos=2, mid=11)
+    await local.expect(PUBREC, 11)
+    local = await scene.restart()
+    local.publish("t/a", b"12", qos=2, mid=12, dup=True)
+    await local.expect(PUBREC, 12)
+    remote = await scene.remote_back()
+    assert [(await remote.receive_publish()).payload for _ in range(2)] == [b"11", b"12"]
 
 
 async def test_a_released_message_is_never_published_again(scene: Scene) -> None:

@@ -83,6 +83,9 @@ class Spool:
         self.holding = False
         self._open = False
         self._seen = False
+        self._were_under_way = False
+        """The source's messages were sent to the target without a stay here, when the process before this one ended.
+        What it repeats of them, the target may know."""
         self._target = False
         self._pending: deque[Message] = deque()
         self._rows = 0
@@ -232,6 +235,8 @@ class Spool:
         except OutboxError as error:
             self._fault(error)
             return
+        if not self._seen:
+            self._were_under_way = self._outbox.has_only_sent
         self._open = self._seen = True
         self._mended()
         if opened.rescue is not None:
@@ -341,7 +346,7 @@ class Spool:
         for message in messages:
             qos, route = message.source_qos, message.plan.route
             sent = message.stage in {Stage.SENT, Stage.RECEIVED, Stage.RELEASED} or (
-                (first or qos == 2)
+                (first or (qos == 2 and self._were_under_way))
                 and message.expected
                 and message.mid not in given
                 and self._outbox.may_have_been_sent(message.mid)
