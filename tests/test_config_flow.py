@@ -322,6 +322,8 @@ async def test_unexpected_error(
     with patch("custom_components.quic_bridge.config_flow.check_settings", side_effect=RuntimeError("boom")):
         result = await fill(hass, result, remote_input(quic_front.port, certs.ca_pem))
     assert result["errors"] == {"base": "unknown"}
+    # What it is called, and not its text, which may hold anything.
+    assert result["description_placeholders"] == {"detail": "RuntimeError"}
     assert caplog.text.count("RuntimeError: boom") == 1
     await finish(hass, await fill(hass, result, remote_input(quic_front.port, certs.ca_pem)))
 

@@ -334,7 +334,7 @@ class QuicBridgeConfigFlow(ImportFlow, TrustFlow, domain=DOMAIN):
             raise FormError(field, error.code.value, {**placeholders, "detail": error.text}, untrusted) from error
         except Exception as error:
             _LOGGER.exception("Unexpected error while trying a broker")
-            raise FormError("base", "unknown", placeholders) from error
+            raise FormError("base", "unknown", {"detail": type(error).__name__}) from error
 
     def _remote_broker(self, remote: Mapping[str, Any]) -> BrokerConfig:
         """Return the remote broker as it is to be tried: as patiently as the bridge does, or will do."""
