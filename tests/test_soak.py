@@ -112,7 +112,8 @@ def test_the_brokers_own_faults_are_seen(tmp_path: Path) -> None:
         "2: Sending PUBLISH to other (d0, q2, r0, m7, 't/a', ... (3 bytes))\n"
         "2: Sending PUBLISH to bridge (d0, q1, r0, m9, 't/b', ... (3 bytes))\n"
         "2: Sending PUBLISH to bridge (d0, q1, r0, m8, 't/b', ... (3 bytes))\n"
-        "2: Sending PUBLISH to bridge (d1, q1, r0, m8, 't/b', ... (3 bytes))\n"
+        "3: Sending CONNACK to bridge (1, 0)\n"
+        "3: Sending PUBLISH to bridge (d1, q1, r0, m8, 't/b', ... (3 bytes))\n"
         "3: Sending PUBL"
     )
     log = BrokerLog(path)

@@ -80,7 +80,10 @@ class TopicTree[T]:
         yield from self._at(nodes)
 
     def overlapping(self, topic_filter: str) -> Iterator[T]:
-        """Yield the values of all filters that some topic under this one falls under, too (see `topics.overlap`)."""
+        """Yield the values of all filters that some topic under this one falls under, too (see `topics.overlap`).
+
+        In no order.
+        """
         nodes = [self._root]
         wild = not topic_filter.startswith("$")
         for position, level in enumerate(topic_filter.split("/")):
