@@ -159,6 +159,23 @@ async def test_a_session_that_another_client_uses(
     assert await session_present(remote_broker, CLIENT_ID)
 
 
+async def test_a_copy_of_a_home_assistant_is_removed(
+    hass: HomeAssistant,
+    entry: MockConfigEntry,
+    local_broker: Mosquitto,
+    remote_broker: Mosquitto,
+    quic_front: Front,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The other one keeps its session, with all that waits in it."""
+    quic_front.connection.kick(0x8E)
+    await wait_for_state(hass, entry, "remote_last_error", "session_taken_over")
+    await hass.config_entries.async_remove(entry.entry_id)
+    await told(caplog, f"keeps the session of {CLIENT_ID}", "another client uses it")
+    assert await session_present(remote_broker, CLIENT_ID)
+    assert not await session_present(local_broker, f"{CLIENT_ID}-local")
+
+
 async def test_a_broker_that_cannot_be_told(
     hass: HomeAssistant, entry: MockConfigEntry, quic_front: Front, caplog: pytest.LogCaptureFixture
 ) -> None:

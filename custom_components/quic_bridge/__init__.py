@@ -19,7 +19,7 @@ from .brokers import (
 )
 from .const import DOMAIN
 from .coordinator import QuicBridgeConfigEntry, QuicBridgeCoordinator
-from .farewell import async_end_former, async_part, async_say_goodbye
+from .farewell import async_end_former, async_part, async_remember_shared, async_say_goodbye
 from .issues import async_forget_issues
 from .services import async_setup_services
 from .subscription_memory import SubscriptionMemory
@@ -60,6 +60,7 @@ async def async_unload_entry(hass: HomeAssistant, entry: QuicBridgeConfigEntry) 
     unloaded = await hass.config_entries.async_unload_platforms(entry, PLATFORMS)
     if unloaded:
         await entry.runtime_data.async_shutdown()
+        async_remember_shared(hass, entry)
     return unloaded
 
 

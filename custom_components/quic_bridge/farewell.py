@@ -9,12 +9,14 @@ from typing import Final
 
 from homeassistant.core import HomeAssistant, callback
 from homeassistant.util import dt as dt_util
+from homeassistant.util.hass_dict import HassKey
 
 from .bridge.check import forget_session
 from .bridge.config import BrokerConfig
 from .bridge.errors import BridgeError
 from .bridge.status import LinkState, Side
 from .brokers import entry_brokers, entry_presence
+from .const import DOMAIN
 from .coordinator import QuicBridgeConfigEntry, QuicBridgeCoordinator
 
 _LOGGER = logging.getLogger(__name__)
@@ -25,14 +27,30 @@ FAREWELL_PATIENCE: Final = 10.0
 """Seconds for all the addresses of a broker."""
 
 
+_SHARED: Final[HassKey[dict[str, set[Side]]]] = HassKey(f"{DOMAIN}_shared_sessions")
+"""Where another client had the session of a bridge when that ran last, by entry."""
+_IN_USE: Final = "another client uses it, too"
+
+
+@callback
+def async_remember_shared(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> None:
+    """Remember of a bridge that ends now which of its sessions are not its own alone, in case it is removed next."""
+    hass.data.setdefault(_SHARED, {})[entry.entry_id] = entry.runtime_data.taken_over
+
+
 async def async_say_goodbye(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> None:
-    """Have both brokers forget a bridge that is removed; its status topics, too."""
+    """Have both brokers forget a bridge that is removed; its status topics, too.
+
+    Not where another client has the session, too: that of the Home Assistant of which this one is a copy, say.
+    """
     presence = entry_presence(entry)
+    topics = {} if presence is None else {Side.LOCAL: presence.local_topic, Side.REMOTE: presence.remote_topic}
+    shared = hass.data.get(_SHARED, {}).pop(entry.entry_id, set())
     brokers = entry_brokers(hass, entry)
-    await asyncio.gather(
-        _async_forget(Side.LOCAL, brokers[Side.LOCAL], None if presence is None else presence.local_topic),
-        _async_forget(Side.REMOTE, brokers[Side.REMOTE], None if presence is None else presence.remote_topic),
-    )
+    for side in shared:
+        if brokers[side]:  # else nobody knows now which it is
+            _tell_kept(side, brokers[side][0], _IN_USE)
+    await asyncio.gather(*(_async_forget(side, brokers[side], topics.get(side)) for side in Side if side not in shared))
 
 
 async def _async_forget(side: Side, endpoints: Sequence[BrokerConfig], status_topic: str | None = None) -> None:
@@ -98,7 +116,7 @@ async def async_part(hass: HomeAssistant, entry: QuicBridgeConfigEntry) -> list[
 async def _async_part(coordinator: QuicBridgeCoordinator, side: Side, endpoints: list[BrokerConfig]) -> FormerSession:
     kept: str | None = None
     if side in coordinator.taken_over:
-        kept = "another client uses it, too"
+        kept = _IN_USE
     elif coordinator.data.link(side).state is not LinkState.CONNECTED:
         kept = "the bridge was not connected there when its settings were changed"
     elif not await coordinator.bridge.leave_empty(side):
