@@ -483,6 +483,24 @@ async def test_priorities_that_change_while_messages_wait(scene: Scene, *, resta
     assert await drained(remote, 2) == [b"8", b"7"]
 
 
+async def test_priorities_that_change_before_anything_is_on_disk(scene: Scene) -> None:
+    """What waits in memory until the Outbox takes over is of both orders then."""
+    scene.routes = PRIORITIES
+    scene.delay = 0.5
+    scene.bridge = scene.make()
+    local, remote = await scene.connect()
+    await scene.outage(remote)
+    local.publish("low/a", b"1", mid=1)
+    await wait_until(lambda: scene.bridge.status.outbound.waiting == 1, what="it to wait")
+    await scene.bridge.apply_routes(EXCHANGED)
+    local.publish("low/a", b"2", mid=2)
+    await local.expect(PUBACK, 1)
+    await local.expect(PUBACK, 2)
+    assert scene.stored() == 2
+    remote = await scene.remote_back()
+    assert await drained(remote, 2) == [b"1", b"2"]
+
+
 async def test_priorities_outlast_a_restart(scene: Scene) -> None:
     scene.routes = PRIORITIES
     scene.bridge = scene.make()

@@ -10,7 +10,7 @@ from . import codec
 from .config import OutboxConfig
 from .errors import BridgeError
 from .guard import LoopGuard
-from .message import Message, Stage
+from .message import Message, Stage, next_number
 from .outbox import OutboxRow
 from .routes import Direction, Plan, Qos0Policy, Router
 from .sender import Sender, SenderOwner
@@ -42,9 +42,13 @@ class OutboundSender(Sender, SpoolOwner):
         self._spool = Spool(config, self, changed)
         self._spool.set_order(router.order)
         self._takeover: asyncio.TimerHandle | None = None
+        self._ordered_from = 0
+        """Messages from this number on have their priorities by the present order of routes."""
 
     @override
     def reroute(self, router: Router) -> None:
+        if router.order != self._router.order:
+            self._ordered_from = next_number()
         super().reroute(router)
         self._spool.set_order(router.order)
 
@@ -113,7 +117,8 @@ class OutboundSender(Sender, SpoolOwner):
         moved = [message for message in self._flying if message.row is None]
         for message in moved:
             self._flying.remove(message.mid)
-        self._spool.begin(moved + self._backlog.take_out(lambda message: message.row is None))
+        moved += self._backlog.take_out(lambda message: message.row is None)
+        self._spool.begin(moved, mixed=any(message.number < self._ordered_from for message in moved))
         self.throttle()
 
     # --- new messages -------------------------------------------------------------------------------------------------

@@ -150,9 +150,13 @@ class Spool:
         """Whether messages can be taken over at all."""
         return self._open
 
-    def begin(self, messages: Sequence[Message]) -> None:
-        """Take over: `messages` are under way or waiting, in order; all later ones must come through `take`."""
+    def begin(self, messages: Sequence[Message], *, mixed: bool) -> None:
+        """Take over: `messages` are under way or waiting, in order; all later ones must come through `take`.
+
+        `mixed`: some have their priorities by an earlier order of routes.
+        """
         self.active = True
+        self._mixed = self._mixed or mixed
         self.holding = False
         for message in messages:
             self.take(message)
