@@ -135,9 +135,9 @@ async def test_messages_wait_in_the_former_session(
     await told(caplog, f"keeps the session of {CLIENT_ID} until 20", "messages wait in it")
     await wait_for_state(hass, entry, "remote_connection", "on")
     await local_broker.start()
-    change(hass, entry, "remote", client_id=CLIENT_ID)
     async with Client(*local_broker.address) as home:
         await home.subscribe("down/#", qos=1)
+        change(hass, entry, "remote", client_id=CLIENT_ID)
         await home.wait_for(1)
 
 
