@@ -291,13 +291,22 @@ async def test_lost_connections(scene: Scene) -> None:
 
 
 async def test_routes_change_while_messages_flow(scene: Scene) -> None:
-    """Others that overlap come and go: QoS 2 arrives once all the time."""
+    """Others that overlap them, or cover them, come and go: QoS 2 arrives once all the time."""
     scene.routes = ROUTES
+    everything = Route(id="all", direction=Direction.BOTH, topic_filter="#")
     await scene.running()
     async with Numbers(scene) as numbers:
         numbers.start()
         for _ in range(5):
-            for routes in (OVERLAPPING, ROUTES, (*OVERLAPPING[2:], *ROUTES), OVERLAPPING[2:], OVERLAPPING[::-1]):
+            for routes in (
+                OVERLAPPING,
+                ROUTES,
+                (*ROUTES, everything),
+                (*OVERLAPPING[2:], *ROUTES),
+                OVERLAPPING[2:],
+                (*OVERLAPPING[2:], everything),
+                OVERLAPPING[::-1],
+            ):
                 await numbers.flowing()
                 await scene.bridge.apply_routes(routes)
         await numbers.settled()
@@ -510,9 +519,10 @@ async def test_only_what_differs_is_asked_again(wire: Wire) -> None:
     assert asked(local, 1) == [{"hall/#": (2, 2), "home/#": (2, 2)}, {"+/temp": (2, 1)}]
     # Nobody asked for the retained messages again.
     assert [item.retain_handling for each in local.subscribes[1:] for item in each] == [1, 1, 0]
-    # What does not overlap any more keeps its identifier, and what comes anew takes another.
+    # What does not overlap any more keeps its identifier, and what comes anew takes another; so does, until it is
+    # unsubscribed, what that takes the place of.
     await wire.bridge.apply_routes(tuple(always[1:]))
     assert asked(local, 3) == [{"hall/#": (0, 2)}]
     other = Route(id="5", direction=Direction.TO_REMOTE, topic_filter="+/lamp")
     await wire.bridge.apply_routes((other, *always[1:]))
-    assert asked(local, 4) == [{"hall/#": (2, 2)}, {"+/lamp": (2, 1)}]
+    assert asked(local, 4) == [{"hall/#": (2, 2)}, {"garage/lamp": (0, 3)}, {"+/lamp": (2, 1)}]

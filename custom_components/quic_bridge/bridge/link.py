@@ -14,7 +14,7 @@ from .echoes import Echoes
 from .endpoints import Endpoints
 from .errors import REFUSED_ERRORS, BridgeError, ErrorCode
 from .network_watch import NetworkWatch
-from .overlaps import identifiers
+from .overlaps import identifiers, overlapping
 from .paho_client import MQTT_5
 from .presence import Presence
 from .reasons import reason_text
@@ -379,7 +379,11 @@ class Link:
                 refused |= {name: reason_text(code) for name, code in codes.items()}
             self._tell_refused(refused)
             self._failed_filters = refused
-            gone = [name for name in self._subscribed if name not in wanted and name not in refused]
+            gone = [
+                name
+                for name in self._subscribed
+                if (name not in wanted or wanted[name].leaving) and name not in refused
+            ]
             if gone:
                 await session.unsubscribe(gone)
                 for name in gone:
@@ -400,16 +404,34 @@ class Link:
     def _identified(self, session: MqttSession, refused: Collection[str], *, fresh: bool) -> list[Subscription]:
         """Return what is to be subscribed, with identifiers where subscriptions overlap and the broker has them.
 
-        One that is not needed any more stays until the next connection: it does no harm.
+        One that is not needed any more stays until the next connection: it does no harm. What is to be unsubscribed is
+        among them, too, where what takes its place overlaps it: for a moment the broker sends copies for both.
         """
         wanted = self._subscriptions(refused)
         if not session.v5 or not session.limits.subscription_identifiers:
             return list(wanted)
         present = {name: item.identifier for name, item in self._subscribed.items() if item.identifier is not None}
-        chosen = identifiers([item.topic_filter for item in wanted if item.overlaps], present)
+        names = [item.topic_filter for item in wanted]
+        leaving = self._leaving(names, refused)
+        overlaps = (
+            set(overlapping([*names, *leaving])) if leaving else {item.topic_filter for item in wanted if item.overlaps}
+        )
+        chosen = identifiers([name for name in (*names, *leaving) if name in overlaps], present)
         if not fresh:
             chosen = present | chosen
-        return [replace(item, identifier=chosen.get(item.topic_filter)) for item in wanted]
+        return [
+            *(replace(item, identifier=chosen.get(item.topic_filter)) for item in wanted),
+            *(
+                replace(self._subscribed[name], identifier=chosen[name], retained=RetainedAtConnect.NEVER, leaving=True)
+                for name in leaving
+                if name in chosen and self._subscribed[name].identifier != chosen[name]
+            ),
+        ]
+
+    def _leaving(self, wanted: Collection[str], refused: Collection[str]) -> list[str]:
+        """Return what is subscribed and not wanted any more; not what an earlier process had asked for in its way."""
+        staying = {*wanted, *refused}
+        return [name for name, item in self._subscribed.items() if name not in staying and item.renames is not None]
 
     def _tell_refused(self, refused: Mapping[str, str]) -> None:
         """Tell of filters that are refused now and were not before: a broker may refuse hundreds at a time."""

@@ -149,6 +149,8 @@ class Subscription:
     """Subscription Identifier (MQTT 5, 3.8.2.1.2); see overlaps.py."""
     overlaps: bool = field(default=False, compare=False)
     """Whether some topic matches another subscription, too. Nothing that the source is asked for."""
+    leaving: bool = field(default=False, compare=False)
+    """Whether it is to be unsubscribed as soon as what takes its place is subscribed."""
     renames: frozenset[tuple[str, str, tuple[str, ...]]] | None = field(default=None, compare=False)
     """Filter, target and exceptions of each of its routes that wants what is retained; None: not known any more."""
 
@@ -377,20 +379,23 @@ class Router:
             if new == self._ours[1]:
                 return Plan(None)
             comes_back = any(self._filters_back.covering(new))
-            copies = self.copies(name) if len(positions) > 1 else 1
-            if self._former is not None:
-                copies = max(copies, self._former.copies(name))
+            copies = self.copies(name) if len(positions) > 1 or self._former is not None else 1
             return Plan(route, None if new == name else new.encode(), comes_back=comes_back, copies=copies)
         return Plan(None, excluded=excluded)
 
     def copies(self, name: str) -> int:
-        """Return how many of the filters that `subscriptions` has for these routes match a topic.
+        """Return how many of the filters that `subscriptions` has for these routes, and the former, match a topic.
 
-        Where one covers the others it may be refused, and these be subscribed in its place.
+        Where one covers the others it may be refused, and these be subscribed in its place; or it takes theirs.
         """
-        filters = {self._ways[position][1].topic_filter for position in self._tree.covering(name)}
+        filters = self._matching(name)
+        if self._former is not None:
+            return len(filters | self._former._matching(name)) or 1  # noqa: SLF001 - of our own
         widest = sum(not any(one != other and covers(other, one) for other in filters) for one in filters)
         return max(widest, min(2, len(filters)))
+
+    def _matching(self, name: str) -> set[str]:
+        return {self._ways[position][1].topic_filter for position in self._tree.covering(name)}
 
     def response_topic(self, topic: bytes) -> bytes:
         """Name under which an answer to `topic` comes back here (MQTT 5, 4.10); the same where no route brings it."""
