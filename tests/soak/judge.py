@@ -105,9 +105,11 @@ class Judge:
         if faults:
             wrong = f"{faults.repeated} twice, {faults.overtaken} late"
             self._say(f"{self._world.now():9.2f}  mosquitto itself went wrong: {wrong}")
+        # What the bridge has dropped and its source begins once more comes after later ones.
+        begun = faults.again + faults.repeated
         dropped = {
             name: number
-            for name, number in faults.again.items()
+            for name, number in begun.items()
             if (stream := self._world.streams.get(name)) is not None and stream.may_fall
         }
         allowed = {COPIED: faults.repeated, UNORDERED: faults.overtaken + Counter(dropped)}
