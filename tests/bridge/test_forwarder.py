@@ -158,6 +158,25 @@ async def test_unacknowledged_messages_are_sent_again_in_order_when_the_target_r
     await remote.expect(PUBREL, 4)
 
 
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_pubrec_of_before_does_not_pass_an_earlier_message(scene: Scene, *, refused: bool) -> None:
+    """Mosquitto says PUBREC again of what it holds, before it reads what is sent again."""
+    local, remote = await scene.connect()
+    for mid in (1, 2, 3):
+        local.publish("t/a", b"%d" % mid, qos=2, mid=mid)
+        await remote.receive_publish()
+    await remote.close()
+    remote = await scene.remote_broker.session(session_present=True)
+    for mid in (1, 2, 3):
+        assert (await remote.receive_publish()).packet_id == mid
+    remote.ack(PUBREC, 3)
+    remote.ack(PUBREC, 2)
+    await remote.barrier(local)
+    remote.ack(PUBREC, 1, 0x83 if refused else 0)
+    for mid in (1, 2, 3):
+        await local.expect(PUBREC, mid)
+
+
 async def test_pubrel_is_sent_again_when_the_target_resumes(scene: Scene) -> None:
     local, remote = await scene.connect()
     local.publish("t/a", qos=2, mid=5)

@@ -79,6 +79,8 @@ class Sender(AckReceiver, StreamOwner):
         self._data_streams = DataStreams(self)
         self._held_from: int | None = None
         """Messages from this number on wait until all before them are through: routes got other streams."""
+        self._ahead: list[Message] = []
+        """QoS 2 messages whose PUBREC has come before that of an earlier one."""
         self._overdue = OverdueWatch()
         self._quota = Quota(self._pump)
         self._suspicion = Suspicion()
@@ -426,6 +428,7 @@ class Sender(AckReceiver, StreamOwner):
         if error is not None:
             self._suspect(error)
         self._quota.cancel()
+        self._ahead.clear()
         self.throttle()
 
     def _suspect(self, error: BridgeError) -> None:
@@ -510,11 +513,35 @@ class Sender(AckReceiver, StreamOwner):
                 self._target.write(codec.encode_ack(codec.PUBREL, message.mid))
         elif reason >= 0x80 and reason != _PACKET_IDENTIFIER_IN_USE:
             self._landed(message, reason)
-        elif message.may_be_released:
-            self._release(message)
+        elif message.again and self._is_ahead(message):
+            self._ahead.append(message)
         else:
-            message.stage = Stage.RECEIVED
-            self._pass_on_received(message)
+            if message.may_be_released:
+                self._release(message)
+            else:
+                message.stage = Stage.RECEIVED
+                self._pass_on_received(message)
+            if self._ahead:
+                self._take_those_ahead()
+
+    def _is_ahead(self, message: Message) -> bool:
+        """Whether an earlier QoS 2 message has no PUBREC yet.
+
+        Answers come in order (MQTT 5, 4.6), but after a reconnect mosquitto says PUBREC again of what it holds, and it
+        may hold a later message and have refused an earlier one. In the order of PUBRELs they would be delivered.
+        """
+        for item in self._flying:
+            if item is message:
+                return False
+            if item.qos == 2 and item.stage is Stage.SENT:
+                return True
+        return False
+
+    def _take_those_ahead(self) -> None:
+        ahead, self._ahead = self._ahead, []
+        for message in ahead:
+            if self._flying.messages.get(message.mid) is message:
+                self._received(message, 0)
 
     def _landed(self, message: Message, reason: int) -> None:
         """Finish with the target: PUBACK, PUBCOMP, or a PUBREC that refuses."""
@@ -526,6 +553,8 @@ class Sender(AckReceiver, StreamOwner):
             self._requeue(message)
         else:
             self.drop(message, DropReason.REJECTED, f"the broker said {reason_text(reason)}")
+        if self._ahead:
+            self._take_those_ahead()
         if self._backlog.messages or self._data_streams.in_use:
             self._pump()
 
