@@ -163,11 +163,16 @@ def remote_endpoints(remote: Mapping[str, Any]) -> list[BrokerConfig]:
     return remote_failover(remote).endpoints(remote_broker(remote))
 
 
+def entry_local_broker(hass: HomeAssistant, entry: ConfigEntry) -> BrokerConfig:
+    """Return the local broker of an entry as its bridge uses it. Raises BridgeError as `local_broker` does."""
+    return local_with_options(local_broker(hass, entry.data[CONF_LOCAL]), entry.options)
+
+
 def entry_brokers(hass: HomeAssistant, entry: ConfigEntry) -> dict[Side, list[BrokerConfig]]:
     """Return both brokers of an entry at each endpoint, as its bridge uses them; no local one if it is not known."""
     local: list[BrokerConfig] = []
     with suppress(BridgeError):
-        local.append(local_with_options(local_broker(hass, entry.data[CONF_LOCAL]), entry.options))
+        local.append(entry_local_broker(hass, entry))
     remote = [remote_with_options(endpoint, entry.options) for endpoint in remote_endpoints(entry.data[CONF_REMOTE])]
     return {Side.LOCAL: local, Side.REMOTE: remote}
 

@@ -15,11 +15,10 @@ from .bridge.config import BrokerConfig
 from .bridge.errors import AUTHENTICATION_ERRORS, ErrorCode
 from .bridge.routes import Route, hidden_routes
 from .bridge.status import BridgeStatus, LinkState, LinkStatus, Side
-from .brokers import MQTT_DOMAIN, bridge_config, entry_brokers, local_broker, uses_home_assistant_broker
-from .const import CONF_LOCAL, CONF_PAUSED, DOMAIN, REAUTH_SIDE
+from .brokers import MQTT_DOMAIN, bridge_config, entry_brokers, entry_local_broker, uses_home_assistant_broker
+from .const import CONF_PAUSED, DOMAIN, REAUTH_SIDE
 from .history import History
 from .issues import BridgeIssues
-from .options import local_with_options
 from .route_data import routes_in_use
 from .route_problems import RouteProblem, route_problems
 from .subscription_memory import SubscriptionMemory
@@ -163,8 +162,7 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
 
     def _local_broker(self) -> BrokerConfig:
         """Return the local broker as it is configured now; called by the bridge before each attempt."""
-        broker = local_broker(self.hass, self.config_entry.data[CONF_LOCAL])
-        return local_with_options(broker, self.config_entry.options)
+        return entry_local_broker(self.hass, self.config_entry)
 
     @callback
     def _async_entry_changed(self, _change: ConfigEntryChange, entry: ConfigEntry) -> None:
@@ -172,10 +170,10 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
         # The signal also comes for every change of state and for every other integration's entries.
         if entry.domain != MQTT_DOMAIN:
             return
-        brokers = entry_brokers(self.hass, self.config_entry)
-        if brokers[Side.LOCAL] == self.brokers[Side.LOCAL]:
+        local = entry_brokers(self.hass, self.config_entry)[Side.LOCAL]
+        if local == self.brokers[Side.LOCAL]:
             return
-        self.brokers |= {Side.LOCAL: brokers[Side.LOCAL]}
+        self.brokers[Side.LOCAL] = local
         self.bridge.reconnect(Side.LOCAL)
 
     @callback
@@ -188,8 +186,8 @@ class QuicBridgeCoordinator(DataUpdateCoordinator[BridgeStatus]):
             self._async_check_credentials(Side.LOCAL, status.local)
         self.taken_over |= {
             side
-            for side, link in ((Side.LOCAL, status.local), (Side.REMOTE, status.remote))
-            if link.error is not None and link.error.code is ErrorCode.SESSION_TAKEN_OVER
+            for side in Side
+            if (error := status.link(side).error) is not None and error.code is ErrorCode.SESSION_TAKEN_OVER
         }
         self.history.follow(status)
         self._subscriptions.async_follow(self.bridge)

@@ -36,7 +36,8 @@ class History:
 
     def follow(self, status: BridgeStatus) -> None:
         """Note what has changed since the last status."""
-        for side, link in ((Side.LOCAL, status.local), (Side.REMOTE, status.remote)):
+        for side in Side:
+            link = status.link(side)
             if self._last.get(side) == (link.state, link.since):
                 continue
             self._last[side] = link.state, link.since

@@ -77,7 +77,8 @@ class BridgeIssues:
         self._follow_loops(status)
         self._follow_unreadable(unreadable)
         self._follow_hidden(problems)
-        for side, link in ((Side.LOCAL, status.local), (Side.REMOTE, status.remote)):
+        for side in Side:
+            link = status.link(side)
             self._follow_refusal(side, link)
             self._follow_subscriptions(side, problems)
             self._follow_client_id(side, link)

@@ -114,29 +114,40 @@ async def test_after_a_lost_stream_the_route_gets_another(scene: Scene) -> None:
         assert list(connection.data_streams) == [STREAM, STREAM + 4]
 
 
+async def stick(scene: Scene, numbers: Numbers, number: int) -> FrontConnection:
+    """Have so many QoS 1 messages of the route stuck, behind ten that have arrived; and read no more."""
+    await numbers.step(numbers.home, "up")
+    await numbers.away.wait_for(20)
+    connection = scene.front.connection
+    connection.data_streams[STREAM].held = True
+    await numbers.home.burst("up/1", [b"%d" % item for item in range(10, 10 + number)], 1)
+    await scene.until(lambda status: status.outbound.waiting == number, f"{number} that are stuck")
+    connection.stop_reading()
+    return connection
+
+
+async def settled_in_order(numbers: Numbers, connection: FrontConnection, number: int) -> None:
+    """See that nothing took another stream, then read on until all of so many have arrived in order."""
+    # By the time that this has crossed, what was sent before on a stream has arrived at the front.
+    await numbers.home.subscribe("down/#", qos=1)
+    await numbers.away.publish("down/later", b"", 1)
+    await numbers.home.wait_for(lambda messages: any(message.topic == "down/later" for message in messages))
+    assert list(connection.data_streams) == [STREAM], "they passed by on another stream"
+    connection.resume_reading()
+    numbers.sent["up/1"] = number
+    await numbers.settled()
+
+
 async def test_what_is_sent_again_on_the_sessions_stream_is_not_passed_by_what_follows(scene: Scene) -> None:
     await scene.running()
     async with Numbers(scene) as numbers:
-        await numbers.step(numbers.home, "up")
-        await numbers.away.wait_for(20)
-        connection = scene.front.connection
-        connection.data_streams[STREAM].held = True
-        await numbers.home.burst("up/1", [b"%d" % number for number in range(10, 15)], 1)
-        await scene.until(lambda status: status.outbound.waiting == 5, "five that are stuck")
-        connection.stop_reading()
+        connection = await stick(scene, numbers, 5)
         before = on_session_stream(connection)
         connection.data_streams[STREAM].end(reset=0)
         await wait_until(lambda: on_session_stream(connection) == before + 5, what="the five again")
         await numbers.home.burst("up/1", [b"%d" % number for number in range(15, 20)], 1)
         await scene.until(lambda status: status.outbound.waiting == 10, "ten that wait")
-        # By the time that this has crossed, what was sent before on a stream has arrived at the front.
-        await numbers.home.subscribe("down/#", qos=1)
-        await numbers.away.publish("down/later", b"", 1)
-        await numbers.home.wait_for(lambda messages: any(message.topic == "down/later" for message in messages))
-        assert list(connection.data_streams) == [STREAM], "they passed by on another stream"
-        connection.resume_reading()
-        numbers.sent["up/1"] = 20
-        await numbers.settled()
+        await settled_in_order(numbers, connection, 20)
 
 
 async def test_nor_while_the_sessions_stream_takes_nothing(scene: Scene) -> None:
@@ -144,23 +155,11 @@ async def test_nor_while_the_sessions_stream_takes_nothing(scene: Scene) -> None
     scene.tune(replace(QUICK, ping_interval=5.0))
     await scene.running()
     async with Numbers(scene) as numbers:
-        await numbers.step(numbers.home, "up")
-        await numbers.away.wait_for(20)
-        connection = scene.front.connection
-        connection.data_streams[STREAM].held = True
-        await numbers.home.burst("up/1", [b"%d" % number for number in range(10, 30)], 1)
-        await scene.until(lambda status: status.outbound.waiting == 20, "half a window that is stuck, and more")
-        connection.stop_reading()
+        connection = await stick(scene, numbers, 20)  # half a window, and more
         await numbers.home.publish("plain/large", bytes(1_000_000), 1)
         await scene.until(lambda status: status.outbound.waiting == 21, "a large message on its way")
         connection.data_streams[STREAM].end(reset=0)
-        await numbers.home.subscribe("down/#", qos=1)
-        await numbers.away.publish("down/later", b"", 1)
-        await numbers.home.wait_for(lambda messages: any(message.topic == "down/later" for message in messages))
-        assert list(connection.data_streams) == [STREAM], "they passed by on another stream"
-        connection.resume_reading()
-        numbers.sent["up/1"] = 30
-        await numbers.settled()
+        await settled_in_order(numbers, connection, 30)
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["given-up", "got"])

@@ -193,7 +193,8 @@ class OutboxStore:
                 if not self._make_place(message, rows, dropped):
                     break
                 # What was sent has one lane, as it keeps its order; `peek` gives it first in any case.
-                given = message.sent_mid is not None and not self._is_in_use(message, rows)
+                given_mid = self._given_mid(message, rows)
+                given = given_mid is not None
                 lane = tally.lanes[OutboxPriority.NORMAL if given else message.priority]
                 seq = lane.next_seq
                 lane.next_seq += 1
@@ -210,7 +211,7 @@ class OutboxStore:
                         continue
                 if len(taken) != len(tally.given):
                     taken = set(tally.given.values())
-                mid = self._mid(message, taken, given=given)
+                mid = self._mid(message.qos, given_mid, taken)
                 if given:
                     tally.given[seq] = mid
                     lane.sent_upto = seq
@@ -263,22 +264,22 @@ class OutboxStore:
             return OutboxDrop.EXPIRED
         return OutboxDrop.FULL_BYTES if len(message.packet) > self._limits.bytes else None
 
-    def _is_in_use(self, message: OutboxMessage, rows: list[Row]) -> bool:
-        """Whether a message that is here has got the identifier under which another one may have been sent."""
-        tally = self._ledger.tally
-        if message.released or len(tally.given) == tally.messages + tally.released:
-            return False
+    def _given_mid(self, message: OutboxMessage, rows: list[Row]) -> int | None:
+        """Return the identifier under which a message was sent; None: it was not, or another one here has got it."""
+        tally, mid = self._ledger.tally, message.sent_mid
+        if mid is None or message.released or len(tally.given) == tally.messages + tally.released:
+            return mid
         self._ledger.insert(rows)
-        return self._ledger.is_assigned(message.sent_mid or 0)
+        return None if self._ledger.is_assigned(mid) else mid
 
-    def _mid(self, message: OutboxMessage, taken: set[int], *, given: bool) -> int:
+    def _mid(self, qos: int, given_mid: int | None, taken: set[int]) -> int:
         tally = self._ledger.tally
-        if given and message.sent_mid is not None:
-            if message.sent_mid in taken or len(taken) >= _MAX_GIVEN:
-                raise ValueError(f"{message.sent_mid} is taken, or more messages were sent than a window can hold")
-            taken.add(message.sent_mid)
-            return message.sent_mid
-        if message.qos == 0:
+        if given_mid is not None:
+            if given_mid in taken or len(taken) >= _MAX_GIVEN:
+                raise ValueError(f"{given_mid} is taken, or more messages were sent than a window can hold")
+            taken.add(given_mid)
+            return given_mid
+        if qos == 0:
             return 0
         mid = tally.last_mid % MAX_MID + 1
         while mid in taken:

@@ -157,11 +157,7 @@ class Sender(AckReceiver, StreamOwner):
         message.packet = b""
         message.qos = 2
         self._flying.add(message)
-        if message.may_be_released:
-            self._release(message)
-        else:
-            message.stage = Stage.RECEIVED
-            self._pass_on_received(message)
+        self._go_on(message)
 
     def drop(self, message: Message, reason: DropReason, detail: str) -> None:
         """Give a message up, and count it."""
@@ -516,13 +512,17 @@ class Sender(AckReceiver, StreamOwner):
         elif message.again and self._is_ahead(message):
             self._ahead.append(message)
         else:
-            if message.may_be_released:
-                self._release(message)
-            else:
-                message.stage = Stage.RECEIVED
-                self._pass_on_received(message)
+            self._go_on(message)
             if self._ahead:
                 self._take_those_ahead()
+
+    def _go_on(self, message: Message) -> None:
+        """Release a QoS 2 message that the target has, or let the source know first."""
+        if message.may_be_released:
+            self._release(message)
+        else:
+            message.stage = Stage.RECEIVED
+            self._pass_on_received(message)
 
     def _is_ahead(self, message: Message) -> bool:
         """Whether an earlier QoS 2 message has no PUBREC yet.

@@ -173,7 +173,7 @@ class _Block:
             self._carrier = Carrier.TLS
         if (usual := _USUAL.get(key)) is None:
             self._notes.append(Note(key if is_secret(key) else what, _REASONS.get(key, Reason.UNKNOWN)))
-        elif _BOOLEANS.get(_first_word(value), _first_word(value)) != usual[0]:
+        elif _plain(value) != usual[0]:
             self._notes.append(Note(what, usual[1]))
 
     # --- settings -----------------------------------------------------------------------------------------------------
@@ -299,6 +299,12 @@ def _first_word(value: str) -> str:
     return value.split(None, 1)[0] if value else ""
 
 
+def _plain(value: str) -> str:
+    """Return the first word of a value, `true` or `false` for 1 or 0."""
+    word = _first_word(value)
+    return _BOOLEANS.get(word, word)
+
+
 def _integer(value: str) -> int:
     """Read a number of at most 32 bits, perhaps a hexadecimal one. Raises ValueError."""
     word = _first_word(value)
@@ -310,7 +316,6 @@ def _integer(value: str) -> int:
 
 def _boolean(value: str) -> bool:
     """Read `true`, `false`, 1 or 0. Raises ValueError."""
-    word = _first_word(value)
-    if (known := _BOOLEANS.get(word, word)) not in {"true", "false"}:
+    if (word := _plain(value)) not in {"true", "false"}:
         raise ValueError(value)
-    return known == "true"
+    return word == "true"
