@@ -168,9 +168,11 @@ class Visitor:
         await expect(self.page.locator("ha-dialog [slot=headerTitle]")).to_have_count(0)
 
     async def name_device(self, name: str) -> None:
-        """Give the new device a name, at the end of a flow."""
+        """Give the new device a name, at the end of a flow, which then leads to its page."""
         await self.page.locator("step-flow-create-entry ha-input input").fill(name)
         await self.submit()
+        # Whoever goes elsewhere before is taken back, or their way breaks off.
+        await self.page.wait_for_url("**/config/devices/device/*")
 
     async def see_error(self, key: str, **placeholders: str) -> None:
         """Wait for an error in a form."""
